@@ -1,0 +1,30 @@
+"""Kernels for causal (autoregressive) video diffusion on PyTorch.
+
+`torch.ops.vidk.*` and the functions below are the kernels; `vidk.models`, `vidk.cache` and
+`vidk.rollout` are a causal Wan model that runs on them.
+"""
+
+from __future__ import annotations
+
+from vidk import _native
+from vidk._native import build_info
+from vidk._version import __version__
+from vidk.ops._library import LIBRARY
+from vidk.ops.attention import attention, cross_attention
+from vidk.ops.kv_cache import kv_cache_write
+from vidk.ops.norm_rope import qk_norm_rope_kv_write
+from vidk.ops.registry import OPS
+from vidk.ops.rope import rope_3d
+
+_native.load()
+_native.explain_missing_kernels(LIBRARY, OPS)
+
+__all__ = [
+    "__version__",
+    "attention",
+    "build_info",
+    "cross_attention",
+    "kv_cache_write",
+    "qk_norm_rope_kv_write",
+    "rope_3d",
+]

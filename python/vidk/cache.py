@@ -1,0 +1,237 @@
+"""The KV cache of a rollout: frame slots on the device, a slot policy on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vidk.rope import RopeTable
+
+EMPTY = -1
+
+
+class SlotPolicy:
+    """Which frame lies in which slot, and which slot a new frame takes.
+
+    A new frame takes the first empty slot, so that the valid slots are always a prefix; when none is
+    left it takes the slot of the oldest frame that is neither a sink nor pinned. A frame that is
+    already held keeps its slot: denoising steps and the clean re-run overwrite their own keys.
+    Keys are stored rotated and attention has no mask, so the order of slots has no meaning.
+    """
+
+    def __init__(self, slots: int, sink: int) -> None:
+        self.frame_in = [EMPTY] * slots
+        self.sink = sink
+        self.pinned: set[int] = set()
+
+    def assign(self, frames: Sequence[int]) -> list[int]:
+        """Return the slot of each frame of a block and record it; refuse a block that cannot fit."""
+        held = list(self.frame_in)
+        chosen: list[int] = []
+        for frame in frames:
+            if frame in held:
+                slot = held.index(frame)
+            elif EMPTY in held:
+                slot = held.index(EMPTY)
+            else:
+                free = [s for s, f in enumerate(held) if self._evictable(f) and s not in chosen]
+                if not free:
+                    kept = sum(not self._evictable(f) for f in self.frame_in)
+                    raise ValueError(
+                        f"vidk.KVCache: block: got {len(frames)} frames, expected at most "
+                        f"{len(held) - kept}: {len(held)} slots less {kept} sink or pinned frames"
+                    )
+                slot = min(free, key=held.__getitem__)
+            held[slot] = frame
+            chosen.append(slot)
+        self.frame_in = held
+        return chosen
+
+    def _evictable(self, frame: int) -> bool:
+        return frame >= self.sink and frame not in self.pinned
+
+    @property
+    def used(self) -> int:
+        """Number of slots that hold a frame."""
+        return len(self.frame_in) - self.frame_in.count(EMPTY)
+
+
+@dataclass(frozen=True)
+class CacheSnapshot:
+    """A copy of a cache's valid part and of its policy, made by `KVCache.snapshot`."""
+
+    k: Tensor
+    v: Tensor
+    frame_in: tuple[int, ...]
+    pinned: frozenset[int]
+
+
+class KVCache(nn.Module):
+    """Rotated keys and values of the last frames, for all layers, in buffers of fixed address.
+
+    Nothing that changes from block to block is a Python number for the graph: `place` writes
+    `frame_pos`, `frame_slot` and `kv_len` in place, and one compiled graph serves the filling
+    cache, the full cache and every re-run.
+
+    Parameters
+    ----------
+    layers, heads, head_dim : the model's.
+    height, width : tokens in a column and in a row of one latent frame.
+    frames : slots, in latent frames. The whole video for a global cache, or the window, which
+        includes the sink and the block at work (Self-Forcing's `local_attn_size`).
+    sink : leading frames of the video that are never evicted.
+    batch : batch size.
+    block_frames : the most frames of one block.
+    dtype, device : of keys and values.
+
+    Attributes
+    ----------
+    k, v : `[layers, B, frames * height * width, heads, head_dim]`.
+    frame_pos, frame_slot : `[block_frames]` int32, row of `rope.time` and slot of each frame.
+    kv_len : `[1]` int32, valid tokens, always a prefix.
+    rope : the frequency tables, see `vidk.rope.RopeTable`.
+    """
+
+    k: Tensor
+    v: Tensor
+    frame_pos: Tensor
+    frame_slot: Tensor
+    kv_len: Tensor
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        height: int,
+        width: int,
+        frames: int,
+        sink: int = 0,
+        batch: int = 1,
+        block_frames: int = 3,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if frames < 1:
+            raise ValueError(f"vidk.KVCache: frames: got {frames}, expected at least 1")
+        if not 0 <= sink < frames:
+            raise ValueError(
+                f"vidk.KVCache: sink: got {sink}, expected 0 <= sink < {frames}, the cache's frames"
+            )
+        self.height, self.width = height, width
+        self.policy = SlotPolicy(frames, sink)
+        self.rope = RopeTable(head_dim, height, width, device=device)
+        shape = (layers, batch, frames * height * width, heads, head_dim)
+        index = {"dtype": torch.int32, "device": device}
+        for name, value in {
+            "k": torch.zeros(shape, dtype=dtype, device=device),
+            "v": torch.zeros(shape, dtype=dtype, device=device),
+            "frame_pos": torch.zeros(block_frames, **index),
+            "frame_slot": torch.zeros(block_frames, **index),
+            "kv_len": torch.zeros(1, **index),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return self.height * self.width
+
+    @property
+    def frames(self) -> int:
+        """Number of slots."""
+        return len(self.policy.frame_in)
+
+    def place(
+        self, start_frame: int, frames: int, *, positions: Sequence[float] | None = None
+    ) -> None:
+        """Make room for a block and point the device state at it. Call once per block.
+
+        Parameters
+        ----------
+        start_frame : index in the video of the block's first frame.
+        frames : latent frames of the block.
+        positions : temporal RoPE position of each frame; default `start_frame + arange(frames)`.
+        """
+        if not 1 <= frames <= self.frame_slot.numel():
+            raise ValueError(
+                f"vidk.KVCache: frames: got a block of {frames}, expected 1 to "
+                f"{self.frame_slot.numel()}, the cache's block_frames"
+            )
+        if start_frame < 0:
+            raise ValueError(f"vidk.KVCache: start_frame: got {start_frame}, expected at least 0")
+        block = range(start_frame, start_frame + frames)
+        positions = block if positions is None else positions
+        if len(positions) != frames:
+            raise ValueError(
+                f"vidk.KVCache: positions: got {len(positions)}, expected one for each of the "
+                f"{frames} frames"
+            )
+        slots = self.policy.assign(block)
+        self.frame_pos[:frames].copy_(torch.tensor(self.rope.rows_of(positions)))
+        self.frame_slot[:frames].copy_(torch.tensor(slots))
+        self._publish_length()
+
+    def pin(self, frames: Sequence[int]) -> None:
+        """Keep frames that the cache holds now until `unpin`: the anchors of a shot."""
+        absent = [f for f in frames if f not in self.policy.frame_in]
+        if absent:
+            raise ValueError(
+                f"vidk.KVCache: pin: got frames {absent}, expected frames that the cache holds"
+            )
+        self.policy.pinned.update(frames)
+
+    def unpin(self, frames: Sequence[int]) -> None:
+        """Let pinned frames be evicted again."""
+        self.policy.pinned.difference_update(frames)
+
+    def reset(self) -> None:
+        """Forget every frame; storage and addresses stay."""
+        self.policy = SlotPolicy(self.frames, self.policy.sink)
+        self._publish_length()
+
+    def grow(self, frames: int) -> None:
+        """Give the cache more slots, keeping its content. New storage: a compiled graph recompiles."""
+        more = frames - self.frames
+        if more <= 0:
+            return
+        rows = more * self.frame_tokens
+        for name in ("k", "v"):
+            old = getattr(self, name)
+            new = old.new_zeros((*old.shape[:2], old.size(2) + rows, *old.shape[3:]))
+            new[:, :, : old.size(2)] = old
+            setattr(self, name, new)
+        self.policy.frame_in += [EMPTY] * more
+
+    def snapshot(self) -> CacheSnapshot:
+        """Copy the valid part of the cache."""
+        n = self.policy.used * self.frame_tokens
+        return CacheSnapshot(
+            self.k[:, :, :n].clone(),
+            self.v[:, :, :n].clone(),
+            tuple(self.policy.frame_in),
+            frozenset(self.policy.pinned),
+        )
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Put a snapshot of this cache back, in place."""
+        n = snapshot.k.size(2)
+        if len(snapshot.frame_in) != self.frames or snapshot.k.shape != self.k[:, :, :n].shape:
+            raise ValueError(
+                f"vidk.KVCache: snapshot: got {len(snapshot.frame_in)} slots and keys of shape "
+                f"{list(snapshot.k.shape)}, expected {self.frames} slots of a cache "
+                f"{list(self.k.shape)}"
+            )
+        self.k[:, :, :n].copy_(snapshot.k)
+        self.v[:, :, :n].copy_(snapshot.v)
+        self.policy.frame_in = list(snapshot.frame_in)
+        self.policy.pinned = set(snapshot.pinned)
+        self._publish_length()
+
+    def _publish_length(self) -> None:
+        self.kv_len.fill_(self.policy.used * self.frame_tokens)

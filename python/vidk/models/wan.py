@@ -1,0 +1,308 @@
+"""The causal Wan transformer: original parameter names, vidk ops, one traceable graph.
+
+Source: Wan 2.1 `WanModel`, Self-Forcing `CausalWanModel`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vidk.cache import KVCache
+from vidk.models.config import WanConfig
+from vidk.models.context import TextContext
+from vidk.models.layers import (
+    AffineLayerNorm,
+    Linear,
+    RMSNorm,
+    layer_norm,
+    linear,
+    norm_eps,
+    timestep_embedding,
+)
+from vidk.ops.attention import attention, cross_attention
+from vidk.ops.norm_rope import qk_norm_rope_kv_write
+
+
+class SelfAttention(nn.Module):
+    """Causal self-attention: new tokens against every cached token, no mask."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config, self.heads = config, config.num_heads
+        self.q, self.k, self.v, self.o = (Linear(config.dim, config.dim) for _ in range(4))
+        self.norm_q = RMSNorm(config)
+        self.norm_k = RMSNorm(config)
+
+    def write(self, x: Tensor, cache: KVCache, layer: int, frames: int) -> Tensor:
+        """Cache the keys and values of `[B, S, C]`; return the rotated queries `[B, S, H, D]`."""
+        q, k, v = (f(x).unflatten(2, (self.heads, -1)) for f in (self.q, self.k, self.v))
+        return qk_norm_rope_kv_write(
+            q,
+            k,
+            v,
+            self.norm_q.weight,
+            self.norm_k.weight,
+            norm_eps(self.config),
+            cache.frame_pos[:frames],
+            cache.frame_slot[:frames],
+            cache.rope.time,
+            cache.rope.space,
+            cache.height,
+            cache.width,
+            cache.k[layer],
+            cache.v[layer],
+        )
+
+    def read(self, q: Tensor, cache: KVCache, layer: int) -> Tensor:
+        """Attend to the valid part of the cache; return `[B, S, C]`."""
+        out = attention(q, cache.k[layer], cache.v[layer], cache.kv_len)
+        assert isinstance(out, Tensor)
+        return self.o(out.flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the prompt; its keys and values are computed once per prompt."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.q, self.k, self.v, self.o = (Linear(config.dim, config.dim) for _ in range(4))
+        self.norm_q = RMSNorm(config)
+        self.norm_k = RMSNorm(config)
+
+    def encode(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values `[B, L, H, D]` of embedded text `[B, L, C]`."""
+        heads = (self.heads, -1)
+        return self.norm_k(self.k(text)).unflatten(2, heads), self.v(text).unflatten(2, heads)
+
+    def forward(self, x: Tensor, context: TextContext, layer: int) -> Tensor:
+        """Attend to the prompt; `[B, S, C]` to `[B, S, C]`."""
+        q = self.norm_q(self.q(x)).unflatten(2, (self.heads, -1))
+        out = cross_attention(q, context.k[layer], context.v[layer], context.lens)
+        return self.o(out.flatten(2))
+
+
+class Block(nn.Module):
+    """One transformer layer, in two halves: what fills the cache, and what reads it."""
+
+    def __init__(self, config: WanConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.modulation = nn.Parameter(torch.zeros(1, 6, config.dim))
+        self.self_attn = SelfAttention(config)
+        self.norm3 = AffineLayerNorm(config) if config.cross_attn_norm else nn.Identity()
+        self.cross_attn = CrossAttention(config)
+        self.ffn = nn.Sequential(
+            Linear(config.dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            Linear(config.ffn_dim, config.dim),
+        )
+
+    def fill(self, x: Tensor, time: Tensor, cache: KVCache) -> Tensor:
+        """Write this layer's keys and values; return the queries."""
+        shift, scale = (self.modulation[:, None] + time)[:, :, 0:2].chunk(2, dim=2)
+        y = modulate(layer_norm(x, self.config), shift, scale)
+        return self.self_attn.write(y, cache, self.layer, time.size(1))
+
+    def attend(
+        self, x: Tensor, q: Tensor, time: Tensor, cache: KVCache, context: TextContext
+    ) -> Tensor:
+        """Self-attention over the cache, cross-attention and FFN; return the new `[B, S, C]`."""
+        gate1, shift, scale, gate2 = (self.modulation[:, None] + time)[:, :, 2:6].chunk(4, dim=2)
+        x = x + gated(self.self_attn.read(q, cache, self.layer), gate1)
+        x = x + self.cross_attn(self.norm3(x), context, self.layer)
+        y = self.ffn(modulate(layer_norm(x, self.config), shift, scale))
+        return x + gated(y, gate2)
+
+
+class Head(nn.Module):
+    """Projection of the tokens to the patches of the flow."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        _, ph, pw = config.patch_size
+        self.head = Linear(config.dim, config.out_channels * ph * pw)
+        self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Map `[B, S, C]` and the time embedding `[B, F, 1, C]` to `[B, S, patch values]`."""
+        shift, scale = (self.modulation[:, None] + time).chunk(2, dim=2)
+        return self.head(modulate(layer_norm(x, self.config), shift, scale))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`x (1 + scale) + shift`, with one shift and scale `[B, F, 1, C]` a frame of `[B, S, C]`."""
+    return (x.unflatten(1, (shift.size(1), -1)) * (1 + scale) + shift).flatten(1, 2)
+
+
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """`x gate`, with one gate `[B, F, 1, C]` a frame of `[B, S, C]`."""
+    return (x.unflatten(1, (gate.size(1), -1)) * gate).flatten(1, 2)
+
+
+class CausalWan(nn.Module):
+    """A Wan transformer that generates a video block by block against a KV cache.
+
+    Parameters carry the names of the original Wan / Self-Forcing checkpoints. The whole forward is
+    one graph: where a block lies in the video and in the cache is device data of `KVCache`.
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv3d(
+            config.in_channels, config.dim, config.patch_size, config.patch_size
+        )
+        self.text_embedding = nn.Sequential(
+            Linear(config.text_dim, config.dim),
+            nn.GELU(approximate="tanh"),
+            Linear(config.dim, config.dim),
+        )
+        self.time_embedding = nn.Sequential(
+            Linear(config.freq_dim, config.dim), nn.SiLU(), Linear(config.dim, config.dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(config.dim, 6 * config.dim))
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.head = Head(config)
+
+    def new_cache(
+        self,
+        latent_height: int,
+        latent_width: int,
+        frames: int,
+        *,
+        sink: int = 0,
+        batch: int = 1,
+        block_frames: int = 3,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        """Return a KV cache of `frames` slots for latents of a size. See `vidk.cache.KVCache`."""
+        _, ph, pw = self.config.patch_size
+        if latent_height % ph or latent_width % pw or latent_height < ph or latent_width < pw:
+            raise ValueError(
+                f"vidk.CausalWan: latent size: got {latent_height} x {latent_width}, expected "
+                f"multiples of the patch {ph} x {pw}"
+            )
+        weight = self.patch_embedding.weight
+        return KVCache(
+            layers=self.config.num_layers,
+            heads=self.config.num_heads,
+            head_dim=self.config.head_dim,
+            height=latent_height // ph,
+            width=latent_width // pw,
+            frames=frames,
+            sink=sink,
+            batch=batch,
+            block_frames=block_frames,
+            dtype=dtype or weight.dtype,
+            device=weight.device,
+        )
+
+    def new_context(self, batch: int = 1) -> TextContext:
+        """Return an empty text context; `encode_text` fills it."""
+        weight = self.patch_embedding.weight
+        return TextContext(
+            layers=self.config.num_layers,
+            batch=batch,
+            text_len=self.config.text_len,
+            heads=self.config.num_heads,
+            head_dim=self.config.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    @torch.no_grad()
+    def encode_text(self, embeds: Tensor, lens: Tensor, context: TextContext) -> None:
+        """Compute the cross-attention keys and values of a prompt, in place.
+
+        Parameters
+        ----------
+        embeds : `[B, text_len, text_dim]`, zero past each row's length.
+        lens : `[B]` int32, real text tokens of each row.
+        """
+        expected = (context.lens.numel(), self.config.text_len, self.config.text_dim)
+        if tuple(embeds.shape) != expected:
+            raise ValueError(
+                f"vidk.CausalWan: prompt embeds: got shape {list(embeds.shape)}, expected "
+                f"[B, text_len, text_dim] = {list(expected)}"
+            )
+        text = self.text_embedding(embeds.to(context.k.dtype))
+        for i, block in enumerate(self.blocks):
+            k, v = block.cross_attn.encode(text)
+            context.k[i].copy_(k)
+            context.v[i].copy_(v)
+        context.lens.copy_(lens)
+
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        cache: KVCache,
+        context: TextContext,
+        clean: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the flow of one block and leave its keys and values in the cache.
+
+        Parameters
+        ----------
+        latents : `[B, F, in_channels, h, w]`, the dtype of the model.
+        timesteps : `[B, F]` float32, one per latent frame, 0 to 1000.
+        cache : placed on this block by `KVCache.place`.
+        context : the prompt, filled by `encode_text`.
+        clean : bool tensor on the CPU, no dimensions. True skips all that only the flow needs: the
+            last layer's attention and FFN and the head; the result is then zeros. The branch is
+            `torch.cond`, so both kinds of call are one graph.
+
+        Returns
+        -------
+        `[B, F, out_channels, h, w]`, the flow (velocity), the dtype of the model.
+        """
+        self._check_latents(latents, cache)
+        frames = latents.size(1)
+        x = self._patchify(latents)
+        emb = timestep_embedding(timesteps, self.config.freq_dim).type_as(x)
+        emb = self.time_embedding(emb)
+        time = self.time_projection(emb).unflatten(2, (6, -1))
+        *body, last = self.blocks
+        for block in body:
+            q = block.fill(x, time, cache)
+            x = block.attend(x, q, time, cache, context)
+        q = last.fill(x, time, cache)
+
+        def flow(x: Tensor, q: Tensor) -> Tensor:
+            y = last.attend(x, q, time, cache, context)
+            return self._unpatchify(self.head(y, emb[:, :, None]), frames, cache)
+
+        def nothing(x: Tensor, q: Tensor) -> Tensor:
+            size = (self.config.out_channels, *latents.shape[3:])
+            return x.new_zeros(x.size(0), frames, *size)
+
+        if clean is None:
+            return flow(x, q)
+        if torch.compiler.is_compiling():
+            return torch.cond(clean, nothing, flow, (x, q))
+        return nothing(x, q) if clean else flow(x, q)
+
+    def _check_latents(self, latents: Tensor, cache: KVCache) -> None:
+        _, ph, pw = self.config.patch_size
+        expected = (self.config.in_channels, cache.height * ph, cache.width * pw)
+        if latents.dim() != 5 or tuple(latents.shape[2:]) != expected:
+            raise ValueError(
+                f"vidk.CausalWan: latents: got shape {list(latents.shape)}, expected "
+                f"[B, F, C, h, w] with C, h, w = {list(expected)}, the size of the cache"
+            )
+
+    def _patchify(self, latents: Tensor) -> Tensor:
+        """`[B, F, c, h, w]` to tokens `[B, S, C]`: the patch convolution as one matrix product."""
+        _, ph, pw = self.config.patch_size
+        x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph))  # b f c y p x q
+        x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+        return linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _unpatchify(self, x: Tensor, frames: int, cache: KVCache) -> Tensor:
+        """Patches `[B, S, ph * pw * c]` to `[B, F, c, h, w]`."""
+        _, ph, pw = self.config.patch_size
+        x = x.view(x.size(0), frames, cache.height, cache.width, ph, pw, self.config.out_channels)
+        return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

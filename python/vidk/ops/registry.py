@@ -1,0 +1,251 @@
+"""The table of ops: what each is called with, what it costs, and what it is held against.
+
+Tests, benchmarks and `docs/ops.md` are driven by `OPS`. An op that lacks a field here, a kernel, a
+test or a docs entry fails `tests/ops/test_registry.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidk import reference
+from vidk.ops import attention, kv_cache, norm_rope, rope
+from vidk.rope import band_pairs, freq_table
+
+Args = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of one call: a block of `frames` in a cache of `cache_frames`, `kv_frames` of them valid."""
+
+    frames: int
+    height: int
+    width: int
+    heads: int
+    head_dim: int
+    cache_frames: int = 6
+    kv_frames: int = 6
+    batch: int = 1
+    text_len: int = 512
+    text_tokens: int = 70
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the block."""
+        return self.frames * self.frame_tokens
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an op must at least move and compute: its floor."""
+
+    read: int
+    written: int
+    flops: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return self.read + self.written
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator of `torch.ops.vidk`.
+
+    `sample(shape, dtype, device, generator)` returns `(args, kwargs)`; `cost(shape, dtype)` is the
+    floor; `reference` takes the same arguments as the op.
+    """
+
+    name: str
+    family: str
+    schema: str
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    sample: Callable[[BlockShape, torch.dtype, str, torch.Generator], Args]
+    cost: Callable[[BlockShape, torch.dtype], Cost]
+    floor: str
+    mutates: tuple[str, ...] = ()
+
+
+class _Sampler:
+    """Random tensors of one call, shaped as a model hands them over."""
+
+    def __init__(
+        self, shape: BlockShape, dtype: torch.dtype, device: str, generator: torch.Generator
+    ) -> None:
+        self.shape, self.dtype, self.device, self.generator = shape, dtype, device, generator
+
+    def randn(self, *size: int) -> Tensor:
+        x = torch.randn(*size, generator=self.generator)
+        return x.to(device=self.device, dtype=self.dtype)
+
+    def ints(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Three strided views of one fused projection, the normal case in a compiled model."""
+        s = self.shape
+        fused = self.randn(s.batch, s.tokens, 3, s.heads, s.head_dim)
+        q, k, v = fused.unbind(2)
+        return q, k, v
+
+    def caches(self) -> tuple[Tensor, Tensor]:
+        s = self.shape
+        size = (s.batch, s.cache_frames * s.frame_tokens, s.heads, s.head_dim)
+        return self.randn(*size), self.randn(*size)
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        s = self.shape
+        time_pairs, space_pairs = band_pairs(s.head_dim)
+        time = freq_table(torch.arange(64), time_pairs)
+        space = freq_table(torch.arange(max(s.height, s.width)), space_pairs)
+        return time.to(self.device), space.to(self.device)
+
+    def frame_pos(self) -> Tensor:
+        return self.ints(list(range(3, 3 + self.shape.frames)))
+
+    def frame_slot(self) -> Tensor:
+        """Slots in reverse order at the end of the cache: no kernel may assume a run."""
+        s = self.shape
+        return self.ints(list(range(s.cache_frames - 1, s.cache_frames - 1 - s.frames, -1)))
+
+
+def _rope_sample(*args: Any) -> Args:
+    s = _Sampler(*args)
+    grid = (s.shape.height, s.shape.width)
+    return (s.qkv()[0], s.frame_pos(), *s.tables(), *grid), {}
+
+
+def _kv_cache_write_sample(*args: Any) -> Args:
+    s = _Sampler(*args)
+    _, k, v = s.qkv()
+    return (k, v, *s.caches(), s.frame_slot(), s.shape.frame_tokens), {}
+
+
+def _norm_rope_sample(*args: Any) -> Args:
+    s = _Sampler(*args)
+    channels = s.shape.heads * s.shape.head_dim
+    weights = (s.randn(channels), s.randn(channels))
+    index = (s.frame_pos(), s.frame_slot(), *s.tables(), s.shape.height, s.shape.width)
+    return (*s.qkv(), *weights, 1e-6, *index, *s.caches()), {}
+
+
+def _attention_sample(*args: Any) -> Args:
+    s = _Sampler(*args)
+    kv_len = s.ints([s.shape.kv_frames * s.shape.frame_tokens])
+    return (s.qkv()[0], *s.caches(), kv_len), {}
+
+
+def _cross_attention_sample(*args: Any) -> Args:
+    s = _Sampler(*args)
+    shape = s.shape
+    text = (shape.batch, shape.text_len, shape.heads, shape.head_dim)
+    k, v = s.randn(*text), s.randn(*text)
+    n = min(shape.text_tokens, shape.text_len)
+    for x in (k, v):
+        x[:, n:] = x[:, n : n + 1]
+    return (s.qkv()[0], k, v, s.ints([n] * shape.batch)), {}
+
+
+def _block_bytes(shape: BlockShape, dtype: torch.dtype) -> int:
+    return shape.batch * shape.tokens * shape.heads * shape.head_dim * dtype.itemsize
+
+
+def _rope_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    n = _block_bytes(shape, dtype)
+    return Cost(n, n, 3 * n // dtype.itemsize)
+
+
+def _kv_cache_write_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    n = _block_bytes(shape, dtype)
+    return Cost(2 * n, 2 * n, 0)
+
+
+def _norm_rope_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    n = _block_bytes(shape, dtype)
+    return Cost(3 * n, 3 * n, 2 * 7 * n // dtype.itemsize)
+
+
+def _attention_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    n = _block_bytes(shape, dtype)
+    keys = shape.kv_frames * shape.frame_tokens
+    kv = 2 * n * keys // shape.tokens
+    lse = 4 * shape.batch * shape.heads * shape.tokens
+    return Cost(n + kv, n + lse, 4 * n // dtype.itemsize * keys)
+
+
+def _cross_attention_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    n = _block_bytes(shape, dtype)
+    keys = min(shape.text_tokens + 1, shape.text_len)
+    return Cost(n + 2 * n * keys // shape.tokens, n, 4 * n // dtype.itemsize * keys)
+
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op(
+            name="rope_3d",
+            family="rope",
+            schema=rope.SCHEMA,
+            function=rope.rope_3d,
+            reference=reference.rope_3d,
+            sample=_rope_sample,
+            cost=_rope_cost,
+            floor="read x + write y",
+        ),
+        Op(
+            name="kv_cache_write",
+            family="kv_cache",
+            schema=kv_cache.SCHEMA,
+            function=kv_cache.kv_cache_write,
+            reference=reference.kv_cache_write,
+            sample=_kv_cache_write_sample,
+            cost=_kv_cache_write_cost,
+            floor="read k, v + write k, v",
+            mutates=("k_cache", "v_cache"),
+        ),
+        Op(
+            name="qk_norm_rope_kv_write",
+            family="norm_rope",
+            schema=norm_rope.SCHEMA,
+            function=norm_rope.qk_norm_rope_kv_write,
+            reference=reference.qk_norm_rope_kv_write,
+            sample=_norm_rope_sample,
+            cost=_norm_rope_cost,
+            floor="read q, k, v + write q, k, v, once",
+            mutates=("k_cache", "v_cache"),
+        ),
+        Op(
+            name="attention",
+            family="attention",
+            schema=attention.SCHEMA,
+            function=attention.attention,
+            reference=reference.attention,
+            sample=_attention_sample,
+            cost=_attention_cost,
+            floor="4 S kv_len H D FLOPs at the library's best rate",
+        ),
+        Op(
+            name="cross_attention",
+            family="attention",
+            schema=attention.CROSS_SCHEMA,
+            function=attention.cross_attention,
+            reference=reference.cross_attention,
+            sample=_cross_attention_sample,
+            cost=_cross_attention_cost,
+            floor="4 S (text tokens + 1) H D FLOPs at the library's best rate",
+        ),
+    )
+}

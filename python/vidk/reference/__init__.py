@@ -1,0 +1,25 @@
+"""The ops in plain PyTorch: the oracle of the tests and the baseline of the benchmarks.
+
+Each family has a clear form (`rope_3d`, ...), which computes in float64 where the op rounds once,
+and the op sequence of the public causal Wan code (`*_public`), which the benchmarks time. Nothing
+here imports the rest of vidk.
+"""
+
+from vidk.reference.attention import attention, attention_public, cross_attention
+from vidk.reference.attention import cross_attention_public
+from vidk.reference.kv_cache import kv_cache_write, kv_cache_write_public
+from vidk.reference.norm_rope import qk_norm_rope_kv_write, qk_norm_rope_kv_write_public
+from vidk.reference.rope import rope_3d, rope_3d_public
+
+__all__ = [
+    "attention",
+    "attention_public",
+    "cross_attention",
+    "cross_attention_public",
+    "kv_cache_write",
+    "kv_cache_write_public",
+    "qk_norm_rope_kv_write",
+    "qk_norm_rope_kv_write_public",
+    "rope_3d",
+    "rope_3d_public",
+]
