@@ -35,8 +35,9 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(config)
 
     def write(self, x: Tensor, cache: KVCache, layer: int, frames: int) -> Tensor:
-        """Cache the keys and values of `[B, S, C]`; return the rotated queries `[B, S, H, D]`."""
-        q, k, v = (f(x).unflatten(2, (self.heads, -1)) for f in (self.q, self.k, self.v))
+        """Cache the keys and values of `[B, F, n, C]`; return rotated queries `[B, S, H, D]`."""
+        heads = (self.heads, -1)
+        q, k, v = (f(x).flatten(1, 2).unflatten(2, heads) for f in (self.q, self.k, self.v))
         return qk_norm_rope_kv_write(
             q,
             k,
@@ -55,10 +56,10 @@ class SelfAttention(nn.Module):
         )
 
     def read(self, q: Tensor, cache: KVCache, layer: int) -> Tensor:
-        """Attend to the valid part of the cache; return `[B, S, C]`."""
+        """Attend to the valid part of the cache; return `[B, F, n, C]`."""
         out = attention(q, cache.k[layer], cache.v[layer], cache.kv_len)
         assert isinstance(out, Tensor)
-        return self.o(out.flatten(2))
+        return self.o(out.flatten(2)).unflatten(1, (-1, cache.frame_tokens))
 
 
 class CrossAttention(nn.Module):
@@ -77,14 +78,17 @@ class CrossAttention(nn.Module):
         return self.norm_k(self.k(text)).unflatten(2, heads), self.v(text).unflatten(2, heads)
 
     def forward(self, x: Tensor, context: TextContext, layer: int) -> Tensor:
-        """Attend to the prompt; `[B, S, C]` to `[B, S, C]`."""
-        q = self.norm_q(self.q(x)).unflatten(2, (self.heads, -1))
+        """Attend to the prompt; `[B, F, n, C]` to `[B, F, n, C]`."""
+        q = self.norm_q(self.q(x)).flatten(1, 2).unflatten(2, (self.heads, -1))
         out = cross_attention(q, context.k[layer], context.v[layer], context.lens)
-        return self.o(out.flatten(2))
+        return self.o(out.flatten(2)).view_as(x)
 
 
 class Block(nn.Module):
-    """One transformer layer, in two halves: what fills the cache, and what reads it."""
+    """One transformer layer, in two halves: what fills the cache, and what reads it.
+
+    Hidden states are `[B, F, n, C]`, n tokens a frame, and modulations `[B, F, 1, C]`.
+    """
 
     def __init__(self, config: WanConfig, layer: int) -> None:
         super().__init__()
@@ -102,18 +106,18 @@ class Block(nn.Module):
     def fill(self, x: Tensor, time: Tensor, cache: KVCache) -> Tensor:
         """Write this layer's keys and values; return the queries."""
         shift, scale = (self.modulation[:, None] + time)[:, :, 0:2].chunk(2, dim=2)
-        y = modulate(layer_norm(x, self.config), shift, scale)
+        y = layer_norm(x, self.config) * (1 + scale) + shift
         return self.self_attn.write(y, cache, self.layer, time.size(1))
 
     def attend(
         self, x: Tensor, q: Tensor, time: Tensor, cache: KVCache, context: TextContext
     ) -> Tensor:
-        """Self-attention over the cache, cross-attention and FFN; return the new `[B, S, C]`."""
+        """Self-attention over the cache, cross-attention and FFN; return the new `[B, F, n, C]`."""
         gate1, shift, scale, gate2 = (self.modulation[:, None] + time)[:, :, 2:6].chunk(4, dim=2)
-        x = x + gated(self.self_attn.read(q, cache, self.layer), gate1)
+        x = x + self.self_attn.read(q, cache, self.layer) * gate1
         x = x + self.cross_attn(self.norm3(x), context, self.layer)
-        y = self.ffn(modulate(layer_norm(x, self.config), shift, scale))
-        return x + gated(y, gate2)
+        y = self.ffn(layer_norm(x, self.config) * (1 + scale) + shift)
+        return x + y * gate2
 
 
 class Head(nn.Module):
@@ -127,19 +131,9 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Map `[B, S, C]` and the time embedding `[B, F, 1, C]` to `[B, S, patch values]`."""
+        """Map `[B, F, n, C]` and the time embedding `[B, F, 1, C]` to `[B, F, n, patch values]`."""
         shift, scale = (self.modulation[:, None] + time).chunk(2, dim=2)
-        return self.head(modulate(layer_norm(x, self.config), shift, scale))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`x (1 + scale) + shift`, with one shift and scale `[B, F, 1, C]` a frame of `[B, S, C]`."""
-    return (x.unflatten(1, (shift.size(1), -1)) * (1 + scale) + shift).flatten(1, 2)
-
-
-def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """`x gate`, with one gate `[B, F, 1, C]` a frame of `[B, S, C]`."""
-    return (x.unflatten(1, (gate.size(1), -1)) * gate).flatten(1, 2)
+        return self.head(layer_norm(x, self.config) * (1 + scale) + shift)
 
 
 class CausalWan(nn.Module):
@@ -260,7 +254,6 @@ class CausalWan(nn.Module):
         `[B, F, out_channels, h, w]`, the flow (velocity), the dtype of the model.
         """
         self._check_latents(latents, cache)
-        frames = latents.size(1)
         x = self._patchify(latents)
         emb = timestep_embedding(timesteps, self.config.freq_dim).type_as(x)
         emb = self.time_embedding(emb)
@@ -273,11 +266,12 @@ class CausalWan(nn.Module):
 
         def flow(x: Tensor, q: Tensor) -> Tensor:
             y = last.attend(x, q, time, cache, context)
-            return self._unpatchify(self.head(y, emb[:, :, None]), frames, cache)
+            return self._unpatchify(self.head(y, emb[:, :, None]), cache)
 
         def nothing(x: Tensor, q: Tensor) -> Tensor:
-            size = (self.config.out_channels, *latents.shape[3:])
-            return x.new_zeros(x.size(0), frames, *size)
+            _, ph, pw = self.config.patch_size
+            size = (self.config.out_channels, cache.height * ph, cache.width * pw)
+            return x.new_zeros(x.size(0), x.size(1), *size)
 
         if clean is None:
             return flow(x, q)
@@ -295,14 +289,15 @@ class CausalWan(nn.Module):
             )
 
     def _patchify(self, latents: Tensor) -> Tensor:
-        """`[B, F, c, h, w]` to tokens `[B, S, C]`: the patch convolution as one matrix product."""
+        """`[B, F, c, h, w]` to `[B, F, n, C]`: the patch convolution as one matrix product."""
         _, ph, pw = self.config.patch_size
         x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph))  # b f c y p x q
-        x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
         return linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
-    def _unpatchify(self, x: Tensor, frames: int, cache: KVCache) -> Tensor:
-        """Patches `[B, S, ph * pw * c]` to `[B, F, c, h, w]`."""
+    def _unpatchify(self, x: Tensor, cache: KVCache) -> Tensor:
+        """Patches `[B, F, n, ph * pw * c]` to `[B, F, c, h, w]`."""
         _, ph, pw = self.config.patch_size
-        x = x.view(x.size(0), frames, cache.height, cache.width, ph, pw, self.config.out_channels)
+        x = x.unflatten(3, (ph, pw, self.config.out_channels))
+        x = x.unflatten(2, (cache.height, cache.width))
         return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
