@@ -1,0 +1,26 @@
+// What rope_3d demands of its arguments on every device; the host data comes on top.
+#pragma once
+
+#include <optional>
+
+#include "common/check.h"
+
+namespace vidk {
+
+inline void check_rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor& time_freqs,
+                          const Tensor& space_freqs, int64_t height, int64_t width,
+                          int64_t token_offset, std::optional<int64_t> slice_tokens) {
+  const char* op = "rope_3d";
+  check_activation(op, "x", x);
+  check_int_vector(op, "frame_pos", frame_pos, "x", x);
+  check_rope_tables(op, "x", x, time_freqs, space_freqs, height, width);
+  if (token_offset < 0) {
+    fail(op, "token_offset", std::to_string(token_offset), "a token index of at least 0");
+  }
+  if (slice_tokens && (*slice_tokens < 1 || *slice_tokens > height * width)) {
+    fail(op, "slice_tokens", std::to_string(*slice_tokens),
+         "between 1 and height * width = " + std::to_string(height * width));
+  }
+}
+
+}  // namespace vidk
