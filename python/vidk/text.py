@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidk.media.output import atomic_path
+from vidk._files import atomic_path
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _KEY = "prompt_embeds"

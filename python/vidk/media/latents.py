@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidk.media.output import MediaError, atomic_path, check_output, media_errors
+from vidk._files import atomic_path
+from vidk.media.output import MediaError, check_output, media_errors
 
 # One metadata key only: safetensors writes several in no fixed order.
 _META = "vidk"

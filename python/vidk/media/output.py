@@ -1,9 +1,8 @@
-"""Output paths: checked before any work is done, and replaced in one step at the end."""
+"""Output paths, checked before any work is done."""
 
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -49,26 +48,6 @@ def check_output(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise MediaError(f"{path}: the folder {target.parent} is not writable")
     return target
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary file beside `path`; it replaces `path` if the body ends well.
-
-    On any exception, KeyboardInterrupt included, the temporary file is removed and an existing
-    `path` keeps its bytes. Raises OSError.
-    """
-    temp = path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}.tmp"
-    # O_CREAT with 0666 rather than mkstemp: the result gets the mode that the umask asks for.
-    os.close(os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield temp
-        with open(temp, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from vidk.media.output import MediaError, atomic_path, check_output, media_errors
+from vidk._files import atomic_path
+from vidk.media.output import MediaError, check_output, media_errors
 
 Frames = np.ndarray | torch.Tensor
 

@@ -87,5 +87,5 @@ def timestep_embedding(timesteps: Tensor, channels: int) -> Tensor:
     """
     half = channels // 2
     j = torch.arange(half, dtype=torch.float64, device=timesteps.device)
-    angles = timesteps.double()[..., None] * 10000.0 ** (-j / half)
+    angles = timesteps.double().unsqueeze(-1) * 10000.0 ** (-j / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -45,19 +45,19 @@ class SelfAttention(nn.Module):
             self.norm_q.weight,
             self.norm_k.weight,
             norm_eps(self.config),
-            cache.frame_pos[:frames],
-            cache.frame_slot[:frames],
+            cache.frame_pos.narrow(0, 0, frames),
+            cache.frame_slot.narrow(0, 0, frames),
             cache.rope.time,
             cache.rope.space,
             cache.height,
             cache.width,
-            cache.k[layer],
-            cache.v[layer],
+            cache.k.select(0, layer),
+            cache.v.select(0, layer),
         )
 
     def read(self, q: Tensor, cache: KVCache, layer: int) -> Tensor:
         """Attend to the valid part of the cache; return `[B, F, n, C]`."""
-        out = attention(q, cache.k[layer], cache.v[layer], cache.kv_len)
+        out = attention(q, cache.k.select(0, layer), cache.v.select(0, layer), cache.kv_len)
         assert isinstance(out, Tensor)
         return self.o(out.flatten(2)).unflatten(1, (-1, cache.frame_tokens))
 
@@ -80,7 +80,9 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: TextContext, layer: int) -> Tensor:
         """Attend to the prompt; `[B, F, n, C]` to `[B, F, n, C]`."""
         q = self.norm_q(self.q(x)).flatten(1, 2).unflatten(2, (self.heads, -1))
-        out = cross_attention(q, context.k[layer], context.v[layer], context.lens)
+        out = cross_attention(
+            q, context.k.select(0, layer), context.v.select(0, layer), context.lens
+        )
         return self.o(out.flatten(2)).view_as(x)
 
 
@@ -105,7 +107,7 @@ class Block(nn.Module):
 
     def fill(self, x: Tensor, time: Tensor, cache: KVCache) -> Tensor:
         """Write this layer's keys and values; return the queries."""
-        shift, scale = (self.modulation[:, None] + time)[:, :, 0:2].chunk(2, dim=2)
+        shift, scale = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[:2]
         y = layer_norm(x, self.config) * (1 + scale) + shift
         return self.self_attn.write(y, cache, self.layer, time.size(1))
 
@@ -113,7 +115,7 @@ class Block(nn.Module):
         self, x: Tensor, q: Tensor, time: Tensor, cache: KVCache, context: TextContext
     ) -> Tensor:
         """Self-attention over the cache, cross-attention and FFN; return the new `[B, F, n, C]`."""
-        gate1, shift, scale, gate2 = (self.modulation[:, None] + time)[:, :, 2:6].chunk(4, dim=2)
+        gate1, shift, scale, gate2 = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[2:]
         x = x + self.self_attn.read(q, cache, self.layer) * gate1
         x = x + self.cross_attn(self.norm3(x), context, self.layer)
         y = self.ffn(layer_norm(x, self.config) * (1 + scale) + shift)
@@ -132,7 +134,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Map `[B, F, n, C]` and the time embedding `[B, F, 1, C]` to `[B, F, n, patch values]`."""
-        shift, scale = (self.modulation[:, None] + time).chunk(2, dim=2)
+        shift, scale = (self.modulation.unsqueeze(1) + time).chunk(2, dim=2)
         return self.head(layer_norm(x, self.config) * (1 + scale) + shift)
 
 
@@ -145,6 +147,10 @@ class CausalWan(nn.Module):
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
+        if not config.qk_norm:
+            raise ValueError(
+                "vidk.CausalWan: qk_norm: got False, expected True: the fused op normalises q and k"
+            )
         self.config = config
         self.patch_embedding = nn.Conv3d(
             config.in_channels, config.dim, config.patch_size, config.patch_size
@@ -266,7 +272,7 @@ class CausalWan(nn.Module):
 
         def flow(x: Tensor, q: Tensor) -> Tensor:
             y = last.attend(x, q, time, cache, context)
-            return self._unpatchify(self.head(y, emb[:, :, None]), cache)
+            return self._unpatchify(self.head(y, emb.unsqueeze(2)), cache)
 
         def nothing(x: Tensor, q: Tensor) -> Tensor:
             _, ph, pw = self.config.patch_size
