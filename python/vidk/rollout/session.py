@@ -88,6 +88,12 @@ class Session:
         noise: Noise | None = None,
         compile: bool | Mapping[str, Any] = False,
     ) -> None:
+        channels = (model.config.in_channels, model.config.out_channels)
+        if channels[0] != channels[1]:
+            raise ValueError(
+                f"vidk.Session: model: got {channels[0]} channels in and {channels[1]} out, expected "
+                "equal numbers: models with extra conditioning channels are not supported"
+            )
         self.model = model
         self.schedule = schedule or Schedule()
         self.noise: Noise = noise or SeededNoise(seed)
