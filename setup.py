@@ -113,6 +113,8 @@ class CMakeBuild(build_ext):
         configure = [cmake, "--fresh", "-G", "Ninja", "-S", ROOT, "-B", build]
         subprocess.run([*configure, *args], check=True)
         subprocess.run([cmake, "--build", build, "-j", jobs()], check=True)
+        for name in ("_C.abi3.so", "_cuda.so", "_build.json"):
+            (prefix / name).unlink(missing_ok=True)  # an earlier build may have had other objects
         subprocess.run([cmake, "--install", build, "--strip"], check=True)
 
 

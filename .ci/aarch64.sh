@@ -16,6 +16,9 @@ mkdir -p "$build/include/aarch64-linux-gnu/$version"
 cp "$("$python" -c 'import sysconfig; print(sysconfig.get_config_h_filename())')" \
   "$build/include/aarch64-linux-gnu/$version/"
 
+for tool in cmake ninja; do
+  command -v "$tool" > /dev/null || "$python" -m pip install -q "$tool"
+done
 cmake --fresh -G Ninja -S . -B "$build" \
   -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
   -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \

@@ -7,6 +7,9 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 build=build-sanitize
 
+for tool in cmake ninja; do
+  command -v "$tool" > /dev/null || "$python" -m pip install -q "$tool"
+done
 cmake --fresh -G Ninja -S . -B "$build" \
   -DVIDK_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
   -DVIDK_TORCH_DIR="$("$python" -c 'import torch; print(torch.__path__[0])')" \

@@ -52,6 +52,11 @@ VIDK_INLINE void store(void* p, V v) {
   memcpy(p, &v, sizeof(V));
 }
 
+// The address need not be valid: asking for memory ahead of a loop may run past a tensor's end.
+VIDK_INLINE void prefetch(const char* p, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
+}
+
 template <class U>
 VIDK_INLINE U select(U mask, U yes, U no) {
   return (mask & yes) | (~mask & no);
@@ -122,8 +127,8 @@ VIDK_INLINE void join(Pairs<N> t, typename Vec<N>::F* a, typename Vec<N>::F* b) 
 }
 #undef VIDK_SHUFFLE
 
-// Calls f(integral_constant<N>, p) for the pairs [p, end) in steps of N = the register's width, then
-// of narrower powers of two, so that a ragged end costs a few calls and reads nothing past it.
+// Calls f(integral_constant<N>, p) for the pairs [p, end) in steps of N = the register's width,
+// then of narrower powers of two, so that a ragged end costs a few calls and reads nothing past it.
 template <int N, class Fn>
 VIDK_INLINE void for_pairs(int64_t p, int64_t end, Fn f) {
   for (; p + N <= end; p += N) f(std::integral_constant<int, N>{}, p);

@@ -33,8 +33,8 @@ struct Float32 {
   }
 };
 
-// bfloat16 is the upper half of a float32, so a 32-bit word that holds a pair splits into two floats
-// by a shift and a mask. Little-endian, like every machine torch runs on.
+// bfloat16 is the upper half of a float32, so a 32-bit word that holds a pair splits into two
+// floats by a shift and a mask. Little-endian, like every machine torch runs on.
 struct BFloat16 {
   using T = uint16_t;
   static constexpr uint32_t kUpper = 0xffff0000u;
@@ -133,7 +133,7 @@ struct Float16 {
     return __builtin_convertvector((Fp16x4)h, Vec<4>::F);
   }
   static VIDK_INLINE Vec<4>::H to_half(Vec<4>::F f) {
-    return (Vec<4>::H)__builtin_convertvector(f, Fp16x4);
+    return (Vec<4>::H) __builtin_convertvector(f, Fp16x4);
   }
 #endif
 

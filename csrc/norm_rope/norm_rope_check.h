@@ -1,7 +1,10 @@
 // What qk_norm_rope_kv_write demands of its arguments on every device; the host data comes on top.
 #pragma once
 
+#include <string>
+
 #include "common/check.h"
+#include "rope/rope_check.h"
 
 namespace vidk {
 
@@ -34,6 +37,7 @@ inline void check_qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const 
   check_int_vector(op, "frame_pos", frame_pos, "q", q);
   check_int_vector(op, "frame_slot", frame_slot, "q", q);
   check_rope_tables(op, "q", q, time_freqs, space_freqs, height, width);
+  check_grid_size(op, q, frame_pos, height, width);
   check_cache(op, "k_cache", k_cache, "k", k);
   check_like(op, "v_cache", v_cache, "k_cache", k_cache);
   check_block_fits(op, "q", q, "frame_pos", frame_pos, height * width);

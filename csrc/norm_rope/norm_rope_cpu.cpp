@@ -21,23 +21,24 @@ Tensor qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const Tensor& v,
   const char* op = "qk_norm_rope_kv_write";
   const int64_t frame_tokens = height * width;
   const int32_t* slots = frame_slot.const_data_ptr<int32_t>();
-  check_positions(op, frame_pos.const_data_ptr<int32_t>(), frame_pos.size(0), time_freqs.size(0));
+  const int64_t frames = q.size(1) / frame_tokens + (q.size(1) % frame_tokens != 0);
+  check_positions(op, frame_pos.const_data_ptr<int32_t>(), frames, time_freqs.size(0));
   check_slots(op, slots, q.size(1), frame_tokens, k_cache.size(1));
 
   Tensor q_out = torch::stable::new_empty(q, q.sizes());
-  const NormRopeArgs args{element_of(q),
-                          byte_view(q),
-                          byte_view(k),
-                          byte_view(v),
-                          byte_view(q_out),
-                          byte_view(k_cache),
-                          byte_view(v_cache),
-                          q_weight.const_data_ptr(),
-                          k_weight.const_data_ptr(),
-                          static_cast<float>(eps),
-                          slots,
-                          rope_grid(frame_pos, time_freqs, space_freqs, height, width, 0,
-                                    frame_tokens)};
+  const NormRopeArgs args{
+      element_of(q),
+      byte_view(q),
+      byte_view(k),
+      byte_view(v),
+      byte_view(q_out),
+      byte_view(k_cache),
+      byte_view(v_cache),
+      q_weight.const_data_ptr(),
+      k_weight.const_data_ptr(),
+      static_cast<float>(eps),
+      slots,
+      rope_grid(frame_pos, time_freqs, space_freqs, height, width, 0, frame_tokens)};
   if (args.q.empty()) return q_out;
   parallel_for(args.q.batch * args.q.tokens, 6 * args.q.heads * args.q.dim,
                [&](int64_t begin, int64_t end) {

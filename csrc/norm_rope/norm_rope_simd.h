@@ -1,4 +1,5 @@
-// The torch-free side of qk_norm_rope_kv_write: a range of tokens, one function per instruction set.
+// The torch-free side of qk_norm_rope_kv_write: a range of tokens, one function per instruction
+// set.
 #pragma once
 
 #include "rope/rope_simd.h"

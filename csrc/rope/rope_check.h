@@ -1,11 +1,25 @@
 // What rope_3d demands of its arguments on every device; the host data comes on top.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <optional>
+#include <string>
 
 #include "common/check.h"
 
 namespace vidk {
+
+// Token indices are 64-bit. Tables without space pairs cost no memory however many rows they have,
+// so that only this check stops a grid whose indices would overflow.
+inline void check_grid_size(const char* op, const Tensor& x, const Tensor& frame_pos,
+                            int64_t height, int64_t width) {
+  const int64_t frames = std::max(x.size(1), frame_pos.size(0)) + 1;
+  if (height > INT64_MAX / 2 / frames / width) {
+    fail(op, "height", "a grid of " + std::to_string(height) + " x " + std::to_string(width),
+         "one whose token indices fit in 64 bits");
+  }
+}
 
 inline void check_rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor& time_freqs,
                           const Tensor& space_freqs, int64_t height, int64_t width,
@@ -14,6 +28,7 @@ inline void check_rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor
   check_activation(op, "x", x);
   check_int_vector(op, "frame_pos", frame_pos, "x", x);
   check_rope_tables(op, "x", x, time_freqs, space_freqs, height, width);
+  check_grid_size(op, x, frame_pos, height, width);
   if (token_offset < 0) {
     fail(op, "token_offset", std::to_string(token_offset), "a token index of at least 0");
   }

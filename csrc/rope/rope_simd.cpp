@@ -25,6 +25,8 @@ void rope_range(const RopeArgs& args, int64_t begin, int64_t end, float* buffer)
         memcpy(to, from, x.dim);
         continue;
       }
+      // The next token, which the hardware does not foresee in a view of fused q, k and v.
+      prefetch(from + x.token_stride, x.dim);
       for_pairs<kLanes>(0, pairs, [&](auto lanes, int64_t p) {
         constexpr int N = lanes();
         const Pairs<N> t = Format::template load<N>((const T*)from + 2 * p);

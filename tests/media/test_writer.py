@@ -69,7 +69,7 @@ def test_a_full_disk_at_the_end_leaves_an_existing_file_alone(out, clip, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out.write_bytes(b"precious")
-    monkeypatch.setattr("vidk.media.output.os.replace", full)
+    monkeypatch.setattr("vidk._files.Path.replace", full)
     with pytest.raises(MediaError, match=r"out\.\w+: cannot be written: No space left on device"):
         write_video(clip(3, 32, 48), out)
     assert_untouched(out)
