@@ -16,19 +16,19 @@ INTRO = """# The ops
 
 Generated from the op registry by `docs/generate_ops.py`; the tests fail when this page is stale.
 
-Activations are `[B, S, H, D]`, caches `[B, S_cap, H, D]`: batch, tokens, heads, head dim. Any strides
-are taken as long as D is contiguous; views of a fused QKV projection are the normal case. Tokens are
-ordered by frame, row and column. All arithmetic between load and store is float32, and each result
+Activations are `[B, S, H, D]`, caches `[B, S_cap, H, D]`: batch, tokens, heads, head dim. Any
+strides are taken as long as D is contiguous; views of a fused QKV projection are the normal case.
+Tokens are ordered by frame, row and column. All arithmetic between load and store is float32, and each result
 is rounded once, unless an op says otherwise. Ops that change a tensor return nothing for it and
 declare it in their schema; nothing else is ever written.
 
 Every op is called as `vidk.<op>` or as `torch.ops.vidk.<op>`. Wrong arguments raise `RuntimeError`
-with one sentence, `vidk::op: argument: got X, expected Y (hint)`, in eager mode and while tracing, before
-anything is written. An index that lives on a GPU cannot be read without waiting for the GPU: there a
-kernel skips what is out of range and never touches memory outside its tensors.
+with one sentence, `vidk::op: argument: got X, expected Y (hint)`, in eager mode and while tracing,
+before anything is written. An index that lives on a GPU cannot be read without waiting for the
+GPU: there a kernel skips what is out of range and never touches memory outside its tensors.
 
 The ops are for inference and have no backward. They are stateless: position, slot and length are
-tensors (`frame_pos`, `frame_slot`, `kv_len`), which is what keeps a whole rollout in one compiled graph.
+tensors (`frame_pos`, `frame_slot`, `kv_len`), which keeps a whole rollout in one compiled graph.
 
 Floors are for one block of 3 latent frames at 480 x 832 of the 1.3B model (1 x 4680 x 12 x 128,
 bfloat16) and a cache of 6 frames.

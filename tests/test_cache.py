@@ -24,7 +24,8 @@ def test_global_cache_fills_in_order() -> None:
     cache = make(9)
     for start in (0, 3, 6):
         cache.place(start, 3)
-        assert cache.frame_slot.tolist() == cache.frame_pos.tolist() == [start, start + 1, start + 2]
+        assert cache.frame_slot.tolist() == list(range(start, start + 3))
+        assert cache.frame_pos.tolist() == list(range(start, start + 3))
         assert int(cache.kv_len) == (start + 3) * 6
 
 

@@ -9,8 +9,9 @@ from vidk.rope import RopeTable, band_pairs, freq_table
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "bands"), [(128, (22, 21)), (96, (16, 16)), (64, (12, 10)), (32, (6, 5)), (2, (1, 0))]
-)  # fmt: skip
+    ("head_dim", "bands"),
+    [(128, (22, 21)), (96, (16, 16)), (64, (12, 10)), (32, (6, 5)), (2, (1, 0))],
+)
 def test_bands(head_dim: int, bands: tuple[int, int]) -> None:
     assert band_pairs(head_dim) == bands
     assert 2 * (bands[0] + 2 * bands[1]) == head_dim

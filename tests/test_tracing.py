@@ -31,9 +31,7 @@ def fresh_dynamo() -> Iterator[None]:
 
 def rollout(model: CausalWan, compile: bool | dict[str, object]) -> tuple[Tensor, Session]:
     """Fill, wrap twice with a sink, switch the prompt and recache; denoising steps re-run."""
-    session = Session(
-        model, *tiny_prompt(model), SIZE, frames=6, sink=1, seed=3, compile=compile
-    )
+    session = Session(model, *tiny_prompt(model), SIZE, frames=6, sink=1, seed=3, compile=compile)
     blocks = [b.latents for b in session.generate(12)]
     session.set_prompt(*tiny_prompt(model, seed=1, tokens=5), recache=True)
     blocks += [b.latents for b in session.generate(6)]

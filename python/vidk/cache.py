@@ -16,8 +16,8 @@ EMPTY = -1
 class SlotPolicy:
     """Which frame lies in which slot, and which slot a new frame takes.
 
-    A new frame takes the first empty slot, so that the valid slots are always a prefix; when none is
-    left it takes the slot of the oldest frame that is neither a sink nor pinned. A frame that is
+    A new frame takes the first empty slot, so that the valid slots are always a prefix; when none
+    is left it takes the slot of the oldest frame that is neither a sink nor pinned. A frame that is
     already held keeps its slot: denoising steps and the clean re-run overwrite their own keys.
     Keys are stored rotated and attention has no mask, so the order of slots has no meaning.
     """
@@ -28,7 +28,7 @@ class SlotPolicy:
         self.pinned: set[int] = set()
 
     def assign(self, frames: Sequence[int]) -> list[int]:
-        """Return the slot of each frame of a block and record it; refuse a block that cannot fit."""
+        """Return the slot of each frame of a block, and record it unless the block cannot fit."""
         held = list(self.frame_in)
         chosen: list[int] = []
         for frame in frames:
@@ -127,13 +127,12 @@ class KVCache(nn.Module):
         self.policy = SlotPolicy(frames, sink)
         self.rope = RopeTable(head_dim, height, width, device=device)
         shape = (layers, batch, frames * height * width, heads, head_dim)
-        index = {"dtype": torch.int32, "device": device}
         for name, value in {
             "k": torch.zeros(shape, dtype=dtype, device=device),
             "v": torch.zeros(shape, dtype=dtype, device=device),
-            "frame_pos": torch.zeros(block_frames, **index),
-            "frame_slot": torch.zeros(block_frames, **index),
-            "kv_len": torch.zeros(1, **index),
+            "frame_pos": torch.zeros(block_frames, dtype=torch.int32, device=device),
+            "frame_slot": torch.zeros(block_frames, dtype=torch.int32, device=device),
+            "kv_len": torch.zeros(1, dtype=torch.int32, device=device),
         }.items():
             self.register_buffer(name, value, persistent=False)
 
@@ -196,7 +195,7 @@ class KVCache(nn.Module):
         self._publish_length()
 
     def grow(self, frames: int) -> None:
-        """Give the cache more slots, keeping its content. New storage: a compiled graph recompiles."""
+        """Give the cache more slots and keep its content; compiled graphs recompile."""
         more = frames - self.frames
         if more <= 0:
             return

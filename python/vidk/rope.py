@@ -13,7 +13,7 @@ THETA = 10000.0
 def band_pairs(head_dim: int) -> tuple[int, int]:
     """Return the pairs of the time band and of each space band: (22, 21) at head dim 128.
 
-    Source: Wan 2.1 `rope_params`, which gives a third of the pairs, rounded down, to each space band.
+    Source: Wan 2.1 `rope_params`; each space band has a third of the pairs, rounded down.
     """
     pairs = head_dim // 2
     return pairs - 2 * (pairs // 3), pairs // 3

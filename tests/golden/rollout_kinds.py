@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.golden.files import Golden, check_cache, close, reference_frames
 from torch import Tensor
 
+from tests.golden.files import Golden, check_cache, close, reference_frames
 from vidk.models import CausalWan, WanConfig
 from vidk.models.wan import SelfAttention
 from vidk.rollout import Schedule, Session

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tests.golden.files import Golden, bits, close
 from torch import Tensor
 
 import vidk
+from tests.golden.files import Golden, bits, close
 from vidk.rope import RopeTable, band_pairs, freq_table
 
 

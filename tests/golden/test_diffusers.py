@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.golden.files import Golden, check_cache, close, read, reference_frames
 from torch import Tensor
 
 import vidk
+from tests.golden.files import Golden, check_cache, close, read, reference_frames
 from vidk.cache import KVCache
 from vidk.models import CausalWan, TextContext, WanConfig
 from vidk.models.names import rename
@@ -22,9 +22,7 @@ def load(folder: Path, text: Tensor) -> CausalWan:
     meta = json.loads((folder / "meta.json").read_text())
     config = WanConfig.from_diffusers(meta["config"], text_len=text.size(1))
     (path,) = folder.glob("weights*.safetensors")
-    state = {
-        rename(k, "diffusers", "original"): v.float() for k, v in read(path).tensors.items()
-    }
+    state = {rename(k, "diffusers", "original"): v.float() for k, v in read(path).tensors.items()}
     model = CausalWan(config).eval()
     model.load_state_dict(state)
     return model

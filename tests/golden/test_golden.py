@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tests.golden import rollout_kinds, rope_kinds
 from tests.golden.files import Golden, read
 

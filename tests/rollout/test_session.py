@@ -148,9 +148,7 @@ def test_prompt_switch_keeps_or_recaches(model: CausalWan, prompt: Prompt) -> No
     assert not torch.allclose(a, b, atol=1e-4)
 
 
-def test_progress_bar(
-    model: CausalWan, prompt: Prompt, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_bar(model: CausalWan, prompt: Prompt, capfd: pytest.CaptureFixture[str]) -> None:
     clip(session(model, prompt), 6, progress=True)
     assert "10/10" in capfd.readouterr().err
 

@@ -13,7 +13,7 @@ from vidk.models.config import WanConfig
 def norm_eps(config: WanConfig) -> float:
     """Return the eps of the norms, as a number also while Dynamo traces.
 
-    Under `dynamic=True` a plain attribute would become a symbolic float, which `torch.cond` refuses.
+    Under `dynamic=True` a plain attribute would become a symbol, which `torch.cond` refuses.
     """
     return config.eps
 

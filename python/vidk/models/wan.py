@@ -5,6 +5,8 @@ Source: Wan 2.1 `WanModel`, Self-Forcing `CausalWanModel`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -145,6 +147,8 @@ class CausalWan(nn.Module):
     one graph: where a block lies in the video and in the cache is device data of `KVCache`.
     """
 
+    blocks: Sequence[Block]
+
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         if not config.qk_norm:
@@ -164,7 +168,8 @@ class CausalWan(nn.Module):
             Linear(config.freq_dim, config.dim), nn.SiLU(), Linear(config.dim, config.dim)
         )
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(config.dim, 6 * config.dim))
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        layers = [Block(config, i) for i in range(config.num_layers)]
+        self.blocks = nn.ModuleList(layers)  # type: ignore[assignment]
         self.head = Head(config)
 
     def new_cache(

@@ -22,7 +22,7 @@ Args = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Sizes of one call: a block of `frames` in a cache of `cache_frames`, `kv_frames` of them valid."""
+    """Sizes of one call; `kv_frames` of the cache's `cache_frames` are valid."""
 
     frames: int
     height: int

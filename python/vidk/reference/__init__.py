@@ -5,8 +5,12 @@ and the op sequence of the public causal Wan code (`*_public`), which the benchm
 here imports the rest of vidk.
 """
 
-from vidk.reference.attention import attention, attention_public, cross_attention
-from vidk.reference.attention import cross_attention_public
+from vidk.reference.attention import (
+    attention,
+    attention_public,
+    cross_attention,
+    cross_attention_public,
+)
 from vidk.reference.kv_cache import kv_cache_write, kv_cache_write_public
 from vidk.reference.norm_rope import qk_norm_rope_kv_write, qk_norm_rope_kv_write_public
 from vidk.reference.rope import rope_3d, rope_3d_public

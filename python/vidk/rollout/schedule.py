@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Schedule:
                 raise ValueError(f"vidk.Schedule: steps: got {steps}, expected at least 1")
             steps = [ENTRIES * (1 - i / steps) for i in range(steps)]
         places = [float(s) for s in steps]
-        decreasing = all(a > b for a, b in zip(places, places[1:], strict=False))
+        decreasing = all(a > b for a, b in pairwise(places))
         if not places or not decreasing or places[0] > ENTRIES or places[-1] <= 0:
             raise ValueError(
                 f"vidk.Schedule: steps: got {places}, expected decreasing numbers in (0, {ENTRIES}]"

@@ -91,8 +91,8 @@ class Session:
         channels = (model.config.in_channels, model.config.out_channels)
         if channels[0] != channels[1]:
             raise ValueError(
-                f"vidk.Session: model: got {channels[0]} channels in and {channels[1]} out, expected "
-                "equal numbers: models with extra conditioning channels are not supported"
+                f"vidk.Session: model: got {channels[0]} channels in and {channels[1]} out, "
+                "expected equal numbers: models with extra conditioning channels are not supported"
             )
         self.model = model
         self.schedule = schedule or Schedule()
