@@ -18,9 +18,9 @@ Generated from the op registry by `docs/generate_ops.py`; the tests fail when th
 
 Activations are `[B, S, H, D]`, caches `[B, S_cap, H, D]`: batch, tokens, heads, head dim. Any
 strides are taken as long as D is contiguous; views of a fused QKV projection are the normal case.
-Tokens are ordered by frame, row and column. All arithmetic between load and store is float32, and each result
-is rounded once, unless an op says otherwise. Ops that change a tensor return nothing for it and
-declare it in their schema; nothing else is ever written.
+Tokens are ordered by frame, row and column. All arithmetic between load and store is float32, and
+each result is rounded once, unless an op says otherwise. Ops that change a tensor
+return nothing for it and declare it in their schema; nothing else is ever written.
 
 Every op is called as `vidk.<op>` or as `torch.ops.vidk.<op>`. Wrong arguments raise `RuntimeError`
 with one sentence, `vidk::op: argument: got X, expected Y (hint)`, in eager mode and while tracing,
