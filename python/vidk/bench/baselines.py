@@ -1,0 +1,176 @@
+"""What each op is timed against, and the check that it is the same computation.
+
+`BASELINES` holds, for every op of the registry, the op sequence of the public code and the
+plain-PyTorch form that `torch.compile` gets. Both are checked against the op before a clock runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InductorError
+
+from vidk import reference
+from vidk.bench import plain
+from vidk.bench.cases import Call
+from vidk.reference.rope import token_angles
+from vidk.rope import THETA, band_pairs
+
+# Largest relative error of one token's H * D values: two roundings in a row, in units of the dtype.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+# What `torch.compile` raises where it cannot generate code, for want of a C++ compiler say.
+COMPILE_ERRORS = (BackendCompilerFailed, InductorError)
+
+
+class Mismatch(RuntimeError):
+    """Two forms that are about to be compared do not compute the same thing."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A call to be timed: a function, its arguments, and what it leaves in memory."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    mutated: tuple[Tensor, ...] = ()
+
+    def __call__(self) -> Any:
+        """Run once."""
+        return self.function(*self.args)
+
+    def results(self) -> list[Tensor]:
+        """Run once and return the output, if any, and the mutated tensors."""
+        out = self()
+        return [x for x in (out, *self.mutated) if x is not None]
+
+    def compiled(self) -> Contender:
+        """Return the same call through `torch.compile`."""
+        function = torch.compile(self.function, fullgraph=True, dynamic=False)
+        return Contender(function, self.args, self.mutated)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The two forms of one op, each made from a sampled call."""
+
+    public: Callable[[Call], Contender]
+    plain: Callable[[Call], Contender]
+
+
+def check_same(op: str, name: str, got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest relative error of a token; raise Mismatch past the tolerance."""
+    worst = 0.0
+    if len(got) != len(expected):
+        raise Mismatch(
+            f"vidk bench: {op}: the {name} form gave {len(got)} tensors, expected {len(expected)}"
+        )
+    for a, b in zip(got, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise Mismatch(
+                f"vidk bench: {op}: the {name} form gave {list(a.shape)} {a.dtype}, expected "
+                f"{list(b.shape)} {b.dtype}"
+            )
+        x, y = a.float().flatten(2), b.float().flatten(2)
+        scale = y.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        error = float(((x - y).norm(dim=-1) / scale).max())
+        # Written so that a NaN fails.
+        if not error <= TOLERANCE[a.dtype]:
+            raise Mismatch(
+                f"vidk bench: {op}: the {name} form differs from the op by {error:.1e} (relative, "
+                f"worst token), expected at most {TOLERANCE[a.dtype]:.1e}; nothing was timed"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def compile_reason(error: Exception) -> str:
+    """Return the reason in one line, without the advice on debugging that follows it."""
+    return " ".join(str(error).split("\n\n")[0].split())
+
+
+def public_freqs(head_dim: int, device: str, positions: int = 1024) -> Tensor:
+    """Return the public code's table, `[positions, D / 2]` complex128."""
+    time_pairs, space_pairs = band_pairs(head_dim)
+    position = torch.arange(positions, dtype=torch.float64, device=device)
+    bands = []
+    for pairs in (time_pairs, space_pairs, space_pairs):
+        exponents = torch.arange(pairs, dtype=torch.float64, device=device) / pairs
+        angles = position[:, None] * THETA**-exponents
+        bands.append(torch.polar(torch.ones_like(angles), angles))
+    return torch.cat(bands, dim=1)
+
+
+def _start_frame(call: Call) -> int:
+    return int(call.args["frame_pos"][0])
+
+
+def _cos_sin(call: Call, tokens: int) -> tuple[Tensor, Tensor]:
+    a = call.args
+    tables = (a["time_freqs"], a["space_freqs"], a["height"], a["width"])
+    angles = token_angles(tokens, a["frame_pos"], *tables, 0, None)[:, None]
+    return angles[..., 0].contiguous(), angles[..., 1].contiguous()
+
+
+def _rope_public(call: Call) -> Contender:
+    freqs = public_freqs(call.shape.head_dim, call.device)
+    return Contender(
+        reference.rope_3d_public, (call.args["x"], freqs, _start_frame(call), call.grid)
+    )
+
+
+def _rope_plain(call: Call) -> Contender:
+    x = call.args["x"]
+    return Contender(plain.rope_3d, (x, *_cos_sin(call, x.size(1))))
+
+
+def _kv_cache_write(call: Call) -> Contender:
+    """Two slice copies: the plain form is the public one."""
+    caches = call.caches()
+    args = (call.args["k"], call.args["v"], *caches, call.row)
+    return Contender(reference.kv_cache_write_public, args, caches)
+
+
+_NORM_ARGS = ("q", "k", "v", "q_weight", "k_weight", "eps")
+
+
+def _norm_rope_public(call: Call) -> Contender:
+    caches = call.caches()
+    freqs = public_freqs(call.shape.head_dim, call.device)
+    where = (freqs, _start_frame(call), call.grid, *caches, call.row)
+    args = tuple(call.args[name] for name in _NORM_ARGS)
+    return Contender(reference.qk_norm_rope_kv_write_public, (*args, *where), caches)
+
+
+def _norm_rope_plain(call: Call) -> Contender:
+    caches = call.caches()
+    args = tuple(call.args[name] for name in _NORM_ARGS)
+    where = (*_cos_sin(call, call.args["q"].size(1)), *caches, call.row)
+    return Contender(plain.qk_norm_rope_kv_write, (*args, *where), caches)
+
+
+def _attention(call: Call) -> Contender:
+    """The library's attention over a slice: the plain form is the public one."""
+    a = call.args
+    args = (a["q"], a["k_cache"], a["v_cache"], 0, int(a["kv_len"]))
+    return Contender(reference.attention_public, args)
+
+
+def _cross_attention(call: Call) -> Contender:
+    """The library's attention over all text rows, padding included."""
+    a = call.args
+    return Contender(reference.cross_attention_public, (a["q"], a["k"], a["v"]))
+
+
+BASELINES: dict[str, Baseline] = {
+    "rope_3d": Baseline(_rope_public, _rope_plain),
+    "kv_cache_write": Baseline(_kv_cache_write, _kv_cache_write),
+    "qk_norm_rope_kv_write": Baseline(_norm_rope_public, _norm_rope_plain),
+    "attention": Baseline(_attention, _attention),
+    "cross_attention": Baseline(_cross_attention, _cross_attention),
+}

@@ -1,0 +1,5 @@
+"""The command line: `vidk generate`, `bench`, `env` and `convert`."""
+
+from vidk.cli.main import main
+
+__all__ = ["main"]

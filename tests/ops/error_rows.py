@@ -1,0 +1,257 @@
+"""The table of errors: how to break a valid call, and the sentence that it must raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .error_checks import (
+    Arguments,
+    Change,
+    Row,
+    activation,
+    block_fits,
+    cache,
+    every_second,
+    int_vector,
+    like,
+    put,
+    put_new,
+    rope_tables,
+    typed_like,
+    valid,
+)
+from .helpers import ints, seeded
+
+
+def huge_grids(op: str) -> Iterator[Row]:
+    """Grids past 64 bits: a space table without pairs may have any number of rows for nothing."""
+    for height, width in ((2**32, 2**32), (2**62, 1), (1, 2**62), (2**40, 2**40)):
+        yield Row(
+            op,
+            "height",
+            lambda _, h=height, w=width: (
+                valid(op, head_dim=2)
+                | {"space_freqs": torch.zeros(2**62, 0, 2), "height": h, "width": w}
+            ),
+            f"a grid of {height} x {width}",
+            "one whose token indices fit in 64 bits",
+            kind="data",
+        )
+
+
+def slots(op: str) -> Iterator[Row]:
+    arg, hint = "frame_slot", "the cache has 24 rows, 6 a frame"
+    for frame, slot in ((0, -1), (1, -1), (0, 4), (1, 4), (0, 2**31 - 1), (1, -(2**31))):
+        values = [0, 0]
+        values[frame], values[1 - frame] = slot, 1
+        yield Row(
+            op,
+            arg,
+            lambda _, v=values: {arg: ints(*v)},
+            f"slot {slot} for frame {frame}",
+            "a slot whose 6 rows lie in the cache",
+            hint,
+            kind="data",
+        )
+    yield Row(
+        op,
+        arg,
+        lambda args: {name: args[name][:, :23] for name in ("k_cache", "v_cache")},
+        "slot 3 for frame 0",
+        "a slot whose 6 rows lie in the cache",
+        hint.replace("24", "23"),
+        kind="data",
+    )
+    yield Row(
+        op,
+        arg,
+        lambda _: {arg: ints(2, 2)},
+        "slot 2 for frames 0 and 1",
+        "distinct slots",
+        kind="data",
+    )
+
+
+def positions(op: str) -> Iterator[Row]:
+    for frame, position in ((0, -1), (1, -1), (0, 64), (1, 64), (1, 2**31 - 1), (0, -(2**31))):
+        values = [5, 5]
+        values[frame] = position
+        yield Row(
+            op,
+            "frame_pos",
+            lambda _, v=values: {"frame_pos": ints(*v)},
+            f"position {position} for frame {frame}",
+            "a row of time_freqs, which has 64 rows",
+            kind="data",
+        )
+
+
+def memory(op: str, inputs: str) -> Iterator[Row]:
+    """Caches whose elements share memory, with themselves or with another argument."""
+    shared = (
+        lambda x: x[:1].expand(x.shape),
+        lambda x: x[:, :1].expand(x.shape),
+        lambda x: x[:, :, :1].expand(x.shape),
+        lambda x: x.as_strided(x.shape, (288, 12, 12, 1)),
+    )
+    got, hint = "a view whose elements share memory", "call .contiguous()"
+    expected = "memory of its own for each element"
+    for arg in ("k_cache", "v_cache"):
+        for change in shared:
+            yield Row(op, arg, put(arg, change), got, expected, hint, kind="data")
+    aliases: list[tuple[str, str, Change]] = [
+        ("v_cache", "k_cache", lambda args: {"v_cache": args["k_cache"]}),
+        ("v_cache", "k_cache", lambda args: overlapping_caches()),
+    ]
+    for cache_arg in ("k_cache", "v_cache"):
+        for x in inputs:
+            for begin in (0, 12):
+                rows = slice(begin, begin + 12)
+                aliases.append((cache_arg, x, lambda a, c=cache_arg, x=x, r=rows: {x: a[c][:, r]}))
+    for arg, other, change in aliases:
+        yield Row(
+            op,
+            arg,
+            change,
+            f"memory that overlaps {other}",
+            "separate memory",
+            f"call .clone() on {other}",
+            kind="data",
+        )
+
+
+def overlapping_caches() -> Arguments:
+    """Return two caches that share their last and first row of one batch row."""
+    base = torch.randn(2, 47, 2, 12, generator=seeded("overlap"))
+    return {"k_cache": base[:, :24], "v_cache": base[:, 23:]}
+
+
+def lengths(op: str, arg: str, rows: int, of: str, batch: int) -> Iterator[Row]:
+    for value in (-1, rows + 1, 2**31 - 1, -(2**31)):
+        for row in range(batch):
+            values = [0] * batch
+            values[row] = value
+            yield Row(
+                op,
+                arg,
+                lambda _, v=values: {arg: ints(*v)},
+                f"{value}",
+                f"a length from 0 to the {rows} rows of {of}",
+                kind="data",
+            )
+
+
+def weight(arg: str) -> Iterator[Row]:
+    op = "qk_norm_rope_kv_write"
+    for change, got in (
+        (lambda w: w[:23], "[23]"),
+        (lambda w: w.view(2, 12), "[2, 12]"),
+        (lambda w: w[:12], "[12]"),
+    ):
+        yield Row(op, arg, put(arg, change), f"shape {got}", "shape [H * D] = [24]")
+    change = put(arg, every_second)
+    yield Row(op, arg, change, "a strided weight", "a contiguous one", "call .contiguous()")
+    yield from typed_like(op, arg, "q")
+
+
+def rope_rows() -> Iterator[Row]:
+    op = "rope_3d"
+    yield from activation(op, "x")
+    yield from int_vector(op, "frame_pos", "x")
+    yield from rope_tables(op, "x")
+    yield from huge_grids(op)
+    yield Row(
+        op,
+        "time_freqs",
+        put("x", lambda x: x[..., :11]),
+        "2 time pairs and 2 x 2 space pairs",
+        "D / 2 pairs in all for D = 11",
+    )
+    for value in (-1, -(2**62)):
+        change = put_new("token_offset", value)
+        yield Row(op, "token_offset", change, f"{value}", "a token index of at least 0")
+    for value in (0, -3, 7):
+        change = put_new("slice_tokens", value)
+        yield Row(op, "slice_tokens", change, f"{value}", "between 1 and height * width = 6")
+    yield from positions(op)
+
+
+def kv_cache_rows() -> Iterator[Row]:
+    op = "kv_cache_write"
+    yield from activation(op, "k")
+    yield from like(op, "v", "k")
+    yield from cache(op, "k_cache", "k")
+    yield from like(op, "v_cache", "k_cache")
+    yield from int_vector(op, "frame_slot", "k")
+    for value in (0, -6):
+        change = put_new("frame_tokens", value)
+        yield Row(op, "frame_tokens", change, f"{value}", "at least 1 token a frame")
+    yield from block_fits(op, "frame_slot", "k")
+    yield from memory(op, "kv")
+    yield from slots(op)
+
+
+def norm_rope_rows() -> Iterator[Row]:
+    op = "qk_norm_rope_kv_write"
+    yield from activation(op, "q")
+    yield from like(op, "k", "q")
+    yield from like(op, "v", "q")
+    yield from weight("q_weight")
+    yield from weight("k_weight")
+    for value, text in (
+        (-1.0, "-1.0"),
+        (-1e-6, "-1e-06"),
+        (-1.5e20, "-1.5e+20"),
+        (float("nan"), "nan"),
+        (-float("inf"), "-inf"),
+    ):
+        yield Row(op, "eps", put_new("eps", value), text, "a value of at least 0")
+    yield from int_vector(op, "frame_pos", "q")
+    yield from int_vector(op, "frame_slot", "q")
+    yield from rope_tables(op, "q")
+    yield from huge_grids(op)
+    yield from cache(op, "k_cache", "k")
+    yield from like(op, "v_cache", "k_cache")
+    yield from block_fits(op, "frame_pos", "q")
+    yield from block_fits(op, "frame_slot", "q")
+    yield from memory(op, "qkv")
+    yield from positions(op)
+    yield from slots(op)
+
+
+def attention_rows() -> Iterator[Row]:
+    op = "attention"
+    yield from activation(op, "q")
+    yield from cache(op, "k_cache", "q")
+    yield from like(op, "v_cache", "k_cache")
+    yield from int_vector(op, "kv_len", "q")
+    for n in (0, 2):
+        change = put("kv_len", lambda x, n=n: x.repeat(n))
+        yield Row(op, "kv_len", change, f"{n} elements", "1 element")
+    yield from lengths(op, "kv_len", 24, "k_cache", 1)
+
+
+def cross_attention_rows() -> Iterator[Row]:
+    op = "cross_attention"
+    yield from activation(op, "q")
+    yield from cache(op, "k", "q")
+    yield from like(op, "v", "k")
+    yield from int_vector(op, "context_lens", "q")
+    for n in (0, 1, 3):
+        change = put("context_lens", lambda x, n=n: x.repeat(2)[:n])
+        expected = "one length for each batch row"
+        yield Row(op, "context_lens", change, f"{n} elements", expected)
+    for pad in ("none", "", "Mask"):
+        yield Row(op, "pad", put_new("pad", pad), f"'{pad}'", "'trained' or 'mask'")
+    yield from lengths(op, "context_lens", 9, "k", 2)
+
+
+ROWS: list[Row] = [
+    *rope_rows(),
+    *kv_cache_rows(),
+    *norm_rope_rows(),
+    *attention_rows(),
+    *cross_attention_rows(),
+]
