@@ -83,6 +83,8 @@ def test_slow_forms_sit_rounds_out():
     assert rounds == 100
     assert strides == {"op": 1, "copy": 2, "public": 32}
 
+    assert schedule({"op": 8.0, "limit": 0.3}, budget_s=2) == (3, {"op": 3, "limit": 1})
+
     played = []
     forms = {n: (lambda n=n: played.append(n)) for n in seconds}
 

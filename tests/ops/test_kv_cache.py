@@ -131,13 +131,14 @@ def test_offsets_past_2_31_elements(dim: int) -> None:
         assert_same_bits(got, expected)
 
 
-def test_row_past_2_31_elements_of_a_dense_cache() -> None:
-    """The slot times the tokens of a frame times the row does not fit 32 bits."""
-    frame_tokens, row = 2**20, 64
-    slot = 2**31 // (frame_tokens * row)
-    store = torch.empty(2**31 + 2 * row, dtype=torch.bfloat16)
-    cache = store[: (slot * frame_tokens + 2) * row].view(1, -1, 1, row)
-    k, v = random_bits(torch.bfloat16)(2, 1, 1, 1, row)
+@pytest.mark.parametrize("dim", [1, 64])
+def test_rows_past_2_31_elements_of_a_dense_cache(dim: int) -> None:
+    """Slot times tokens, the row, and row times stride: none of them fits 32 bits at D = 1."""
+    frame_tokens = 2**20
+    slot = 2**31 // (frame_tokens * dim)
+    store = torch.empty(2**31 + 2 * dim, dtype=torch.bfloat16)
+    cache = store[: (slot * frame_tokens + 2) * dim].view(1, -1, 1, dim)
+    k, v = random_bits(torch.bfloat16)(2, 1, 1, 1, dim)
     assert cache.numel() > 2**31
     other = torch.empty_like(cache)
     kv_cache_write(k, v, cache, other, ints(slot), frame_tokens)

@@ -87,16 +87,20 @@ def calls_per_sample(seconds: float) -> int:
 def schedule(seconds: Mapping[str, float], budget_s: float) -> tuple[int, dict[str, int]]:
     """Return how many rounds to play, and for each form every how many of them it takes part.
 
-    Each form gets an equal share of the budget, at least 3 and at most 100 rounds; slow ones sit
-    rounds out, by powers of two, so that the rounds of a slow form are rounds of every faster one.
-    With calls of more than 5 s all forms play as many rounds as fit, at least 1.
+    Each form gets an equal share of the budget, at least 3 rounds (1 if its calls take more than
+    5 s) and at most 100. Slow forms sit rounds out, by powers of two, so that the rounds of a slow
+    form are rounds of every faster one.
     """
-    if max(seconds.values()) > LONG_CALL_S:
-        return max(1, int(budget_s / sum(seconds.values()))), dict.fromkeys(seconds, 1)
     share = budget_s / len(seconds)
-    wanted = {n: max(MIN_ROUNDS, min(MAX_ROUNDS, int(share / t))) for n, t in seconds.items()}
-    rounds = max(wanted.values())
-    return rounds, {name: 2 ** int(math.log2(rounds / n)) for name, n in wanted.items()}
+
+    def wanted(t: float) -> int:
+        least = 1 if t > LONG_CALL_S else MIN_ROUNDS
+        return max(least, min(MAX_ROUNDS, int(share / t)))
+
+    turns = {name: wanted(t) for name, t in seconds.items()}
+    rounds = max(turns.values())
+    strides = {n: rounds if t == 1 else 2 ** int(math.log2(rounds / t)) for n, t in turns.items()}
+    return rounds, strides
 
 
 def interleave(
