@@ -55,9 +55,9 @@ class Step:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.model = CausalWan(self.config).to(dtype).to(device).eval()
-            for part in (*self.model.blocks, self.model.head):
-                noise = torch.randn(part.modulation.shape) / self.config.dim**0.5
-                part.modulation.copy_(noise)
+            for name, parameter in self.model.named_parameters():
+                if name.endswith("modulation"):
+                    parameter.copy_(torch.randn(parameter.shape) / self.config.dim**0.5)
             _, ph, pw = self.config.patch_size
             size = (shape.height * ph, shape.width * pw)
             latents = torch.randn(1, BLOCK_FRAMES, self.config.in_channels, *size)

@@ -105,10 +105,8 @@ def _end_to_end(end: dict[str, Any]) -> str:
 
 def _heading(document: dict[str, Any]) -> str:
     env, machine = document["environment"], document["machine"]
-    where = (
-        env.get("gpu")
-        or f"{env['cpu']}, {env['threads']} thread{'s' * (env['threads'] > 1)}, {env['cpu_capability']}"
-    )
+    threads = f"{env['threads']} thread{'s' * (env['threads'] > 1)}"
+    where = env.get("gpu") or f"{env['cpu']}, {threads}, {env['cpu_capability']}"
     rates = ", ".join(
         f"{dtype} matmul {number(stat['median'] / 1e9)} GFLOP/s"
         for dtype, stat in machine["matmul_flops_per_s"].items()
