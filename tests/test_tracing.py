@@ -66,6 +66,16 @@ def test_a_long_stream_past_the_rope_table_stays_in_its_graph(model: CausalWan) 
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_a_first_block_of_one_frame_has_the_only_other_graph(model: CausalWan) -> None:
+    options = {"frames": 7, "sink": 1, "independent_first_frame": True}
+    compiled, eager = (
+        Session(model, *tiny_prompt(model), SIZE, compile=flag, **options) for flag in (True, False)
+    )
+    for ours, plain in zip(compiled.generate(13), eager.generate(13), strict=True):
+        assert torch.allclose(ours.latents, plain.latents, atol=2e-5)
+    assert counters["stats"]["unique_graphs"] == 2
+
+
 def test_generated_code_holds_no_second_cache(model: CausalWan) -> None:
     session = Session(model, *tiny_prompt(model), SIZE, frames=60, compile=True)
     _, sources = run_and_get_code(lambda: next(iter(session.generate(3))))

@@ -204,12 +204,8 @@ class Session:
         self.frame = snapshot.frame
 
     def _block_sizes(self, frames: int) -> list[int]:
-        sizes = []
-        if frames > 0 and self.independent_first_frame and self.frame == 0:
-            sizes.append(1)
-        while sum(sizes) < frames:
-            sizes.append(self.block_frames)
-        return sizes
+        single = frames > 0 and self.independent_first_frame and self.frame == 0
+        return [1] * single + [self.block_frames] * -(-(frames - single) // self.block_frames)
 
     def _denoise(self, frames: int, bar: tqdm) -> Block | None:
         weight = self.model.patch_embedding.weight
