@@ -238,9 +238,19 @@ void check_distinct_elements(const char* op, const char* arg, const Tensor& x) {
   }
 }
 
+// A [B, S, H, D] tensor's view, or the one run of bytes of a contiguous index, weight or table.
+static ByteView memory_of(const Tensor& x) {
+  if (x.dim() == 4) return byte_view(x);
+  char* data = static_cast<char*>(const_cast<void*>(x.const_data_ptr()));
+  ByteView view;
+  static_cast<TensorView<char>&>(view) = {
+      data, 1, 1, 1, x.numel() * static_cast<int64_t>(x.element_size()), 0, 0, 0};
+  return view;
+}
+
 void check_disjoint(const char* op, const char* arg, const Tensor& written, const char* other_arg,
                     const Tensor& other) {
-  if (!disjoint(byte_view(written), byte_view(other))) {
+  if (!disjoint(byte_view(written), memory_of(other))) {
     fail(op, arg, std::string("memory that overlaps ") + other_arg, "separate memory",
          std::string("call .clone() on ") + other_arg);
   }

@@ -22,10 +22,13 @@ inline void check_kv_cache_write(const Tensor& k, const Tensor& v, const Tensor&
   check_distinct_elements(op, "k_cache", k_cache);
   check_distinct_elements(op, "v_cache", v_cache);
   check_disjoint(op, "v_cache", v_cache, "k_cache", k_cache);
+  // The slots too: checked once, then read while rows are written, they must not change.
   check_disjoint(op, "k_cache", k_cache, "k", k);
   check_disjoint(op, "k_cache", k_cache, "v", v);
+  check_disjoint(op, "k_cache", k_cache, "frame_slot", frame_slot);
   check_disjoint(op, "v_cache", v_cache, "k", k);
   check_disjoint(op, "v_cache", v_cache, "v", v);
+  check_disjoint(op, "v_cache", v_cache, "frame_slot", frame_slot);
 }
 
 }  // namespace vidk

@@ -46,12 +46,25 @@ inline void check_qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const 
   check_distinct_elements(op, "k_cache", k_cache);
   check_distinct_elements(op, "v_cache", v_cache);
   check_disjoint(op, "v_cache", v_cache, "k_cache", k_cache);
+  // All that is read: a row is written while others, and indices checked before, are still needed.
   check_disjoint(op, "k_cache", k_cache, "q", q);
   check_disjoint(op, "k_cache", k_cache, "k", k);
   check_disjoint(op, "k_cache", k_cache, "v", v);
+  check_disjoint(op, "k_cache", k_cache, "q_weight", q_weight);
+  check_disjoint(op, "k_cache", k_cache, "k_weight", k_weight);
+  check_disjoint(op, "k_cache", k_cache, "frame_pos", frame_pos);
+  check_disjoint(op, "k_cache", k_cache, "frame_slot", frame_slot);
+  check_disjoint(op, "k_cache", k_cache, "time_freqs", time_freqs);
+  check_disjoint(op, "k_cache", k_cache, "space_freqs", space_freqs);
   check_disjoint(op, "v_cache", v_cache, "q", q);
   check_disjoint(op, "v_cache", v_cache, "k", k);
   check_disjoint(op, "v_cache", v_cache, "v", v);
+  check_disjoint(op, "v_cache", v_cache, "q_weight", q_weight);
+  check_disjoint(op, "v_cache", v_cache, "k_weight", k_weight);
+  check_disjoint(op, "v_cache", v_cache, "frame_pos", frame_pos);
+  check_disjoint(op, "v_cache", v_cache, "frame_slot", frame_slot);
+  check_disjoint(op, "v_cache", v_cache, "time_freqs", time_freqs);
+  check_disjoint(op, "v_cache", v_cache, "space_freqs", space_freqs);
 }
 
 }  // namespace vidk

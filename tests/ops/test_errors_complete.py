@@ -17,6 +17,7 @@ from vidk.ops.registry import OPS
 from .error_checks import valid
 from .error_rows import ROWS
 from .test_errors import call, faked
+from .test_overlap import CASES as OVERLAPS
 
 ROOT = Path(__file__).parents[2]
 Site = tuple[str, int]
@@ -152,6 +153,8 @@ def test_every_kernel_check_of_every_op_has_a_row() -> None:
             found += list(kernel_checks(path.read_text()))
     assert len(found) > 20
     for op, check, named in found:
+        if check == "disjoint" and (op, *reversed(named)) in OVERLAPS:
+            continue
         arg, phrases = KERNEL_CHECKS[check]
         for phrase in phrases:
             start = f"vidk::{op}: {arg or named[0]}: got "
