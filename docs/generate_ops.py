@@ -58,8 +58,7 @@ Kernels: {kernels}. Mutates {mutates}. Floor: {floor}.
 
 
 def _has_kernel(op: Op, device: str) -> bool:
-    suffix = {"CPU": "cpu.cpp", "CUDA": "cuda.cu"}[device]
-    source = ROOT / "csrc" / op.family / f"{op.family}_{suffix}"
+    source = ROOT / "csrc" / op.family / f"{op.family}_{device.lower()}.cpp"
     return source.exists() and f'"{op.name}"' in source.read_text()
 
 

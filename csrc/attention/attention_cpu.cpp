@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/check.h"
+#include "attention/attention_check.h"
 #include "common/no_grad.h"
 
 namespace vidk {
@@ -50,19 +50,10 @@ Tensor filled(const Tensor& like, const std::vector<int64_t>& shape, double valu
 
 std::vector<int64_t> shape_vector(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
 
-void check_length_vector(const char* op, const char* arg, const Tensor& x, const Tensor& q,
-                         int64_t size, const char* expected) {
-  check_int_vector(op, arg, x, "q", q);
-  if (x.size(0) != size) fail(op, arg, std::to_string(x.size(0)) + " elements", expected);
-}
-
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,
                                      const Tensor& kv_len, std::optional<double> scale) {
   const char* op = "attention";
-  check_activation(op, "q", q);
-  check_cache(op, "k_cache", k_cache, "q", q);
-  check_like(op, "v_cache", v_cache, "k_cache", k_cache);
-  check_length_vector(op, "kv_len", kv_len, q, 1, "1 element");
+  check_attention(q, k_cache, v_cache, kv_len);
   const int64_t length = *kv_len.const_data_ptr<int32_t>();
   check_length(op, "kv_len", length, k_cache.size(1), "k_cache");
 
@@ -109,12 +100,7 @@ Tensor cross_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                        const Tensor& context_lens, const std::string& pad,
                        std::optional<double> scale) {
   const char* op = "cross_attention";
-  check_activation(op, "q", q);
-  check_cache(op, "k", k, "q", q);
-  check_like(op, "v", v, "k", k);
-  check_length_vector(op, "context_lens", context_lens, q, q.size(0),
-                      "one length for each batch row");
-  if (pad != "trained" && pad != "mask") fail(op, "pad", "'" + pad + "'", "'trained' or 'mask'");
+  check_cross_attention(q, k, v, context_lens, pad);
   const int64_t batch = q.size(0);
   const int32_t* lens = context_lens.const_data_ptr<int32_t>();
   for (int64_t b = 0; b < batch; ++b) check_length(op, "context_lens", lens[b], k.size(1), "k");

@@ -219,6 +219,17 @@ void check_block_fits(const char* op, const char* arg, const Tensor& x, const ch
   }
 }
 
+Element element_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    case ScalarType::Half:
+      return Element::kFloat16;
+    default:
+      return Element::kFloat32;
+  }
+}
+
 ByteView byte_view(const Tensor& x) {
   const int64_t bytes = static_cast<int64_t>(x.element_size());
   ByteView view;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <string>
 
+#include "common/element.h"
 #include "common/error.h"
 #include "common/tensor_view.h"
 
@@ -53,6 +54,7 @@ void check_length(const char* op, const char* arg, int64_t length, int64_t limit
                   const char* limit_arg);
 
 ByteView byte_view(const Tensor& x);
+Element element_of(const Tensor& x);
 
 template <class T>
 TensorView<T> view_of(const Tensor& x, T* data) {

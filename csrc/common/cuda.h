@@ -1,4 +1,4 @@
-// What every CUDA launcher needs of torch: the device, the stream, and a clear word on failure.
+// What every CUDA op needs of torch and the runtime: the stream, and a clear word on failure.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,10 +20,10 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Throws one sentence if the launch just made was refused.
-inline void check_launch(const char* op, int32_t device) {
-  const cudaError_t error = cudaGetLastError();
+// Throws one sentence if loading or launching device code was refused.
+inline void check_launch(const char* op, int32_t device, cudaError_t error) {
   if (error == cudaSuccess) return;
+  cudaGetLastError();  // reported here, so not to the next who asks
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion) {
     int major = 0;
     int minor = 0;

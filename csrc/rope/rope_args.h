@@ -5,20 +5,9 @@
 #include <vector>
 
 #include "common/check.h"
-#include "rope/rope_simd.h"
+#include "rope/rope_grid.h"
 
 namespace vidk {
-
-inline Element element_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    case ScalarType::Half:
-      return Element::kFloat16;
-    default:
-      return Element::kFloat32;
-  }
-}
 
 inline RopeGrid rope_grid(const Tensor& frame_pos, const Tensor& time_freqs,
                           const Tensor& space_freqs, int64_t height, int64_t width,
@@ -29,6 +18,7 @@ inline RopeGrid rope_grid(const Tensor& frame_pos, const Tensor& time_freqs,
           frames,
           time_freqs.const_data_ptr<float>(),
           space_freqs.const_data_ptr<float>(),
+          time_freqs.size(0),
           time_freqs.size(1),
           space_freqs.size(1),
           height,

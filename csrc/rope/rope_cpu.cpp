@@ -8,6 +8,7 @@
 #include "common/parallel.h"
 #include "rope/rope_args.h"
 #include "rope/rope_check.h"
+#include "rope/rope_simd.h"
 
 namespace vidk {
 namespace {

@@ -3,26 +3,12 @@
 
 #include <cstdint>
 
+#include "common/element.h"
 #include "common/isa.h"
 #include "common/tensor_view.h"
+#include "rope/rope_grid.h"
 
 namespace vidk {
-
-enum class Element { kFloat32, kBFloat16, kFloat16 };
-
-// Where a block's tokens lie, and the tables that hold their angles as (cos, sin).
-struct RopeGrid {
-  const int32_t* frame_pos;
-  int64_t frames;
-  const float* time_freqs;   // [positions, time_pairs, 2]
-  const float* space_freqs;  // [positions, space_pairs, 2]
-  int64_t time_pairs;
-  int64_t space_pairs;
-  int64_t height;
-  int64_t width;
-  int64_t token_offset;
-  int64_t slice_tokens;
-};
 
 struct RopeArgs {
   Element element;

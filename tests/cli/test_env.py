@@ -44,6 +44,19 @@ def test_json(capsys):
         assert set(found["kernels"]["cuda"].values()) == {None}
 
 
+@pytest.mark.parametrize("choice", [None, "tile", "simt", "fast"])
+def test_attention_choice(choice, capsys, monkeypatch):
+    monkeypatch.delenv("VIDK_ATTENTION", raising=False)
+    if choice is not None:
+        monkeypatch.setenv("VIDK_ATTENTION", choice)
+    assert main(["env"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "cuda attention" in line]
+    if choice == "fast":
+        assert line.endswith("VIDK_ATTENTION=fast is none of auto, tile, simt")
+    else:
+        assert line.split()[2] == f"{choice or 'auto'}:"
+
+
 def test_every_op_says_what_serves_it():
     assert system._CPU_KERNELS.keys() == OPS.keys()
 

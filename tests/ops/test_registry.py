@@ -77,6 +77,16 @@ def test_cpu_kernel(name: str) -> None:
 
 
 @every_op
+def test_cuda_kernel(name: str) -> None:
+    """By text: a CPU build of torch cannot load the object that registers it."""
+    library = (ROOT / "csrc" / OPS[name].family).glob("*_cuda.cpp")
+    registered = [p for p in library if f'm.impl("{name}"' in p.read_text()]
+    assert registered, f"{name}: csrc/{OPS[name].family}/*_cuda.cpp registers no kernel of its name"
+    simulated = (ROOT / "tests/ptxsim/ops.py").read_text()
+    assert f"\ndef {name}(" in simulated, f"{name}: tests/ptxsim/ops.py does not execute it"
+
+
+@every_op
 def test_no_kernel_hides_the_devices(name: str) -> None:
     for key in ("CompositeImplicitAutograd", "CompositeExplicitAutograd"):
         assert not has_kernel(name, key), f"{name}: a {key} kernel would run on any device"
@@ -163,7 +173,10 @@ def test_family_has_its_files(family: str) -> None:
         f"python/vidk/ops/{family}.py",
         f"python/vidk/reference/{family}.py",
         f"csrc/{family}/{family}_cpu.cpp",
+        f"csrc/{family}/{family}_cuda.cpp",
+        f"csrc/{family}/{family}_plan.cpp",
         f"tests/ops/test_{family}.py",
+        f"tests/ptxsim/test_{family}.py",
         f"docs/{family}.md",
     ):
         assert (ROOT / path).is_file(), f"{names}: {path} is missing"

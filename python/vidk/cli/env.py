@@ -21,6 +21,11 @@ _PACKAGES = (
     "transformers",
 )
 _PREFIXES = ("VIDK_", "OMP_", "MKL_", "KMP_", "TORCHINDUCTOR_", "TORCHDYNAMO_")
+_ATTENTION = {
+    "auto": "auto: tiles on tensor cores for 16-bit types, D = 128 and aligned strides, else SIMT",
+    "tile": "tile: on tensor cores, or an error (VIDK_ATTENTION)",
+    "simt": "simt: never on tensor cores (VIDK_ATTENTION)",
+}
 _VARIABLES = ("CXX", "CUDA_VISIBLE_DEVICES", "ATEN_CPU_CAPABILITY", "PYTORCH_ALLOC_CONF")
 
 
@@ -75,8 +80,14 @@ def environment() -> dict[str, Any]:
         "cxx": {"path": compiler, "version": version if compiler else None}
         | ({} if compiler else {"reason": version}),
         "kernels": {device: kernels(device) for device in ("cpu", "cuda")},
+        "cuda_attention": _attention(),
         "variables": variables,
     }
+
+
+def _attention() -> str:
+    choice = os.environ.get("VIDK_ATTENTION", "auto")
+    return _ATTENTION.get(choice, f"VIDK_ATTENTION={choice} is none of {', '.join(_ATTENTION)}")
 
 
 def _version(name: str) -> str | None:
@@ -113,6 +124,7 @@ def as_text(found: dict[str, Any]) -> str:
                 *built["objects"].items(),
                 ("cpu isas", f"{isas}; in use: {built['cpu_isa'] or 'none'}"),
                 ("cuda archs", archs),
+                ("cuda attention", found["cuda_attention"]),
             ],
         )
     )

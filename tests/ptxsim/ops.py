@@ -1,0 +1,175 @@
+"""The wheel's CUDA ops, executed in the simulator: the arguments of `torch.ops.vidk.*`, and `on`.
+
+`on` says for which architecture, and takes what is counted. Outputs start undefined, so an element
+that a kernel forgets is an error of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import Output
+from .launch import device_info, execute, plans, view
+
+ELEMENTS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@dataclass
+class Sim:
+    """Where and how ops are executed: target, simulator options; and the reports of launches."""
+
+    arch: str
+    options: dict[str, Any] = field(default_factory=dict)
+    kernels: list[str] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def device(self) -> Any:
+        """What plans may know of the device."""
+        return device_info(self.arch)
+
+    def launch(self, plan: dict[str, Any], **tensors: Any) -> None:
+        """Execute a plan, unless there is nothing to do."""
+        if plan["kernel"]:
+            self.kernels.append(plan["kernel"])
+            self.reports.append(execute(plan, self.arch, tensors, **self.options))
+
+
+def _grid(
+    frame_pos: Tensor, time: Tensor, space: Tensor, height: int, width: int, offset: int, c: int
+) -> tuple[int, ...]:
+    frames = frame_pos.numel()
+    return (
+        frame_pos.data_ptr(), frames, time.data_ptr(), space.data_ptr(), time.size(0), time.size(1),
+        space.size(1), height, width, min(offset, frames * height * width), c,
+    )  # fmt: skip
+
+
+def rope_3d(
+    on: Sim,
+    x: Tensor,
+    frame_pos: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    *,
+    token_offset: int = 0,
+    slice_tokens: int | None = None,
+) -> Tensor:
+    """Execute `vidk::rope_3d`."""
+    out = torch.empty(x.shape, dtype=x.dtype)
+    slice_tokens = height * width if slice_tokens is None else slice_tokens
+    grid = _grid(frame_pos, time_freqs, space_freqs, height, width, token_offset, slice_tokens)
+    plan = plans.rope_3d(ELEMENTS[x.dtype], view(x), view(out), grid, on.device)
+    on.launch(
+        plan, x=x, out=Output(out), frame_pos=frame_pos, time_freqs=time_freqs,
+        space_freqs=space_freqs,
+    )  # fmt: skip
+    return out
+
+
+def kv_cache_write(
+    on: Sim,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    frame_slot: Tensor,
+    frame_tokens: int,
+) -> None:
+    """Execute `vidk::kv_cache_write`."""
+    views = [view(x) for x in (k, v, k_cache, v_cache)]
+    plan = plans.kv_cache_write(*views, frame_slot.data_ptr(), frame_tokens, on.device)
+    on.launch(plan, k=k, v=v, k_cache=k_cache, v_cache=v_cache, frame_slot=frame_slot)
+
+
+def qk_norm_rope_kv_write(
+    on: Sim,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    frame_pos: Tensor,
+    frame_slot: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+) -> Tensor:
+    """Execute `vidk::qk_norm_rope_kv_write`."""
+    out = torch.empty(q.shape, dtype=q.dtype)
+    grid = _grid(frame_pos, time_freqs, space_freqs, height, width, 0, height * width)
+    plan = plans.qk_norm_rope_kv_write(
+        ELEMENTS[q.dtype], [view(x) for x in (q, k, v, out, k_cache, v_cache)],
+        q_weight.data_ptr(), k_weight.data_ptr(), eps, frame_slot.data_ptr(), grid, on.device,
+    )  # fmt: skip
+    on.launch(
+        plan, q=q, k=k, v=v, q_weight=q_weight, k_weight=k_weight, out=Output(out),
+        frame_pos=frame_pos, frame_slot=frame_slot, time_freqs=time_freqs, space_freqs=space_freqs,
+        k_cache=k_cache, v_cache=v_cache,
+    )  # fmt: skip
+    return out
+
+
+def _attention(
+    on: Sim,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lens: Tensor,
+    lse: Tensor | None,
+    fold: bool,
+    scale: float | None,
+    choice: str,
+) -> Tensor:
+    out = torch.empty(q.shape, dtype=q.dtype)
+    scale = q.size(3) ** -0.5 if scale is None else scale
+    plan = plans.attention(
+        ELEMENTS[q.dtype], view(q), view(k), view(v), out.data_ptr(),
+        0 if lse is None else lse.data_ptr(), lens.data_ptr(), lse is None, fold, scale, choice,
+        on.device,
+    )  # fmt: skip
+    tensors = {"q": q, "k": k, "v": v, "out": Output(out), "lens": lens}
+    if lse is not None:
+        tensors["lse"] = Output(lse)
+    on.launch(plan, **tensors)
+    return out
+
+
+def attention(
+    on: Sim,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    kv_len: Tensor,
+    *,
+    scale: float | None = None,
+    choice: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Execute `vidk::attention`; `choice` is the value of VIDK_ATTENTION."""
+    lse = torch.empty(q.size(0), q.size(2), q.size(1))
+    return _attention(on, q, k_cache, v_cache, kv_len, lse, False, scale, choice), lse
+
+
+def cross_attention(
+    on: Sim,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context_lens: Tensor,
+    *,
+    pad: str = "trained",
+    scale: float | None = None,
+    choice: str = "auto",
+) -> Tensor:
+    """Execute `vidk::cross_attention`."""
+    return _attention(on, q, k, v, context_lens, None, pad == "trained", scale, choice)

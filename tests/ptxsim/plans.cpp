@@ -1,0 +1,145 @@
+// The launch plans of the wheel's ops as Python functions: the same code that launches on a GPU.
+//
+// A tensor is (address, sizes, strides in bytes, bytes per element) of [B, S, H, D].
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "attention/attention_plan.h"
+#include "kv_cache/kv_cache_plan.h"
+#include "norm_rope/norm_rope_plan.h"
+#include "rope/rope_plan.h"
+
+namespace py = pybind11;
+
+namespace vidk {
+namespace {
+
+using View = std::tuple<uint64_t, std::array<int64_t, 4>, std::array<int64_t, 4>, int64_t>;
+
+ByteView byte_view(const View& view) {
+  const auto& [address, size, stride, element] = view;
+  ByteView x;
+  x.data = reinterpret_cast<char*>(address);
+  x.batch = size[0];
+  x.tokens = size[1];
+  x.heads = size[2];
+  x.dim = size[3] * element;
+  x.batch_stride = stride[0];
+  x.token_stride = stride[1];
+  x.head_stride = stride[2];
+  return x;
+}
+
+template <class T>
+const T* pointer(uint64_t address) {
+  return reinterpret_cast<const T*>(address);
+}
+
+py::dict to_python(const LaunchPlan& plan) {
+  py::list maps;
+  for (const TensorMap& m : plan.args.maps) {
+    py::dict map;
+    map["base"] = m.base;
+    map["size"] = m.element_bytes;
+    map["dims"] = std::vector<uint64_t>(m.dim, m.dim + m.rank);
+    map["strides"] = std::vector<uint64_t>(m.stride, m.stride + m.rank - 1);
+    map["box"] = std::vector<uint32_t>(m.box, m.box + m.rank);
+    map["mode"] = static_cast<uint32_t>(m.swizzle);
+    maps.append(map);
+  }
+  py::dict d;
+  d["kernel"] = plan.kernel;
+  d["grid"] = std::vector<uint32_t>(plan.grid, plan.grid + 3);
+  d["block"] = std::vector<uint32_t>(plan.block, plan.block + 3);
+  d["shared_bytes"] = plan.shared_bytes;
+  d["args"] =
+      py::bytes(reinterpret_cast<const char*>(plan.args.bytes.data()), plan.args.bytes.size());
+  d["map_at"] = plan.args.map_at;
+  d["maps"] = maps;
+  return d;
+}
+
+Element element_of(const std::string& name) {
+  return name == "bf16"  ? Element::kBFloat16
+         : name == "f16" ? Element::kFloat16
+                         : Element::kFloat32;
+}
+
+// (frame_pos, frames, time_freqs, space_freqs, time_rows, time_pairs, space_pairs, height, width,
+// token_offset, slice_tokens)
+using Grid = std::tuple<uint64_t, int64_t, uint64_t, uint64_t, int64_t, int64_t, int64_t, int64_t,
+                        int64_t, int64_t, int64_t>;
+
+RopeGrid rope_grid(const Grid& grid) {
+  const auto& [frame_pos, frames, time, space, rows, time_pairs, space_pairs, height, width, offset,
+               slice] = grid;
+  return {pointer<int32_t>(frame_pos),
+          frames,
+          pointer<float>(time),
+          pointer<float>(space),
+          rows,
+          time_pairs,
+          space_pairs,
+          height,
+          width,
+          offset,
+          slice};
+}
+
+py::dict rope_3d(const std::string& element, const View& x, const View& out, const Grid& grid,
+                 const DeviceInfo& device) {
+  return to_python(
+      plan_rope_3d({element_of(element), byte_view(x), byte_view(out), rope_grid(grid)}, device));
+}
+
+py::dict kv_cache_write(const View& k, const View& v, const View& k_cache, const View& v_cache,
+                        uint64_t frame_slot, int64_t frame_tokens, const DeviceInfo& device) {
+  return to_python(
+      plan_kv_cache_write({byte_view(k), byte_view(v), byte_view(k_cache), byte_view(v_cache),
+                           pointer<int32_t>(frame_slot), frame_tokens},
+                          device));
+}
+
+py::dict qk_norm_rope_kv_write(const std::string& element, const std::array<View, 6>& views,
+                               uint64_t q_weight, uint64_t k_weight, float eps, uint64_t frame_slot,
+                               const Grid& grid, const DeviceInfo& device) {
+  return to_python(plan_qk_norm_rope_kv_write(
+      {element_of(element), byte_view(views[0]), byte_view(views[1]), byte_view(views[2]),
+       byte_view(views[3]), byte_view(views[4]), byte_view(views[5]), pointer<void>(q_weight),
+       pointer<void>(k_weight), eps, pointer<int32_t>(frame_slot), rope_grid(grid)},
+      device));
+}
+
+py::dict attention(const std::string& element, const View& q, const View& k, const View& v,
+                   uint64_t out, uint64_t lse, uint64_t lens, bool len_per_batch, bool fold,
+                   float scale, const char* choice, const DeviceInfo& device) {
+  const AttentionArgs args{element_of(element),
+                           byte_view(q),
+                           byte_view(k),
+                           byte_view(v),
+                           reinterpret_cast<void*>(out),
+                           reinterpret_cast<float*>(lse),
+                           pointer<int32_t>(lens),
+                           len_per_batch,
+                           fold,
+                           scale};
+  return to_python(
+      plan_attention("attention", args, attention_choice("attention", choice), device));
+}
+
+}  // namespace
+}  // namespace vidk
+
+PYBIND11_MODULE(_plans, m) {
+  using vidk::DeviceInfo;
+  py::class_<DeviceInfo>(m, "DeviceInfo")
+      .def(py::init([](int32_t capability, int32_t sm_count) {
+             return DeviceInfo{capability, sm_count};
+           }),
+           py::arg("capability"), py::arg("sm_count"));
+  m.def("rope_3d", &vidk::rope_3d);
+  m.def("qk_norm_rope_kv_write", &vidk::qk_norm_rope_kv_write);
+  m.def("attention", &vidk::attention);
+  m.def("kv_cache_write", &vidk::kv_cache_write);
+}

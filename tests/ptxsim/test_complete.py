@@ -1,0 +1,82 @@
+"""No kernel is in the wheel that nobody simulated: every one, for every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops.helpers import DTYPES, assert_same_bits, ints, normal, tables
+
+from . import has_nvcc, ops
+from .launch import ARCHS, entries
+
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc to compile the kernels")
+host = torch.ops.vidk
+HEIGHT, WIDTH = 2, 3
+FRAME = HEIGHT * WIDTH
+
+
+def view(dtype: torch.dtype, heads: int, dim: int, width: int, *key: object) -> Tensor:
+    """Return random `[1, S, H, D]` values whose accesses can be `width` bytes and no wider."""
+    size = FRAME * heads * dim
+    store = normal(dtype, *key)(size + 64)
+    skip = -store.data_ptr() // dtype.itemsize % 16 + (width if width < 16 else 0) // dtype.itemsize
+    return store[skip : skip + size].view(1, FRAME, heads, dim)
+
+
+def index(dim: int) -> tuple:
+    return (*tables(dim, HEIGHT, WIDTH), HEIGHT, WIDTH)
+
+
+def check_rope(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
+    args = (view(dtype, 2, 32, width), ints(3), *index(32))
+    assert_same_bits(ops.rope_3d(on, *args), host.rope_3d(*args))
+
+
+def check_kv_cache(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
+    k, v, *caches = (view(dtype, 2, 32, width, name) for name in ("k", "v", "kc", "vc"))
+    ops.kv_cache_write(on, k, v, *caches, ints(0), FRAME)
+    for cache, x in zip(caches, (k, v), strict=True):
+        assert_same_bits(cache, x)
+
+
+def check_norm_rope(on: ops.Sim, dtype: torch.dtype, heads: int, dim: int, width: int) -> None:
+    q, k, v, *caches = (view(dtype, heads, dim, width, n) for n in ("q", "k", "v", "kc", "vc"))
+    w = torch.ones(heads * dim, dtype=dtype)
+    args = (q, k, v, w, w, 1e-6, ints(3), ints(0), *index(dim))
+    expected = [torch.zeros(1, FRAME, heads, dim, dtype=dtype) for _ in range(2)]
+    q_expected = host.qk_norm_rope_kv_write(*args, *expected)
+    got = ops.qk_norm_rope_kv_write(on, *args, *caches)
+    tolerance = 8 * torch.finfo(dtype).eps
+    assert (got.float() - q_expected.float()).abs().max() <= tolerance * q_expected.abs().max()
+    assert (caches[0].float() - expected[0].float()).abs().max() <= tolerance * expected[0].max()
+    assert_same_bits(caches[1], v)
+
+
+def check_attention(on: ops.Sim, dtype: torch.dtype, choice: str) -> None:
+    q, k, v = (normal(dtype, name)(1, n, 2, 128) for name, n in (("q", 9), ("k", 30), ("v", 30)))
+    out, lse = ops.attention(on, q, k, v, ints(20), choice=choice)
+    expected, lse_expected = host.attention(q.float(), k.float(), v.float(), ints(20))
+    assert (out.float() - expected).abs().max() < 4 * torch.finfo(dtype).eps
+    assert (lse - lse_expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_kernel(arch: str) -> None:
+    on = ops.Sim(arch)
+    for dtype in DTYPES:
+        for width in (w for w in (16, 8, 4, 2) if w >= dtype.itemsize):
+            check_rope(on, dtype, width)
+            check_kv_cache(on, dtype, width)
+            check_norm_rope(on, dtype, 2, 32, width)
+        for heads in (12, 24, 40, 400):  # more and more vectors a thread
+            check_norm_rope(on, dtype, heads, 128, 16)
+        for choice in ("auto", "simt"):
+            check_attention(on, dtype, choice)
+    # The attention kernels with tiles are written per architecture.
+    other = "vidk_attention_sm80" if arch == "sm_90a" else "vidk_attention_sm90"
+    expected = {name for name in entries() if not name.startswith(other)}
+    assert set(on.kernels) == expected
+    assert all(len(files) == 1 for files in entries().values())
+    assert not any(report["warnings"] for report in on.reports)

@@ -1,0 +1,78 @@
+"""Kernels move no byte too many: what bench/simulate.py counts at full size is held to floors."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from vidk.bench.cases import SHAPES
+from vidk.ops.registry import OPS
+
+from . import has_nvcc, ops
+from .build import ROOT
+from .launch import ARCHS
+
+pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc to compile the kernels")
+
+
+def load() -> Any:
+    spec = importlib.util.spec_from_file_location("simulate", ROOT / "bench" / "simulate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+simulate = load()
+every_gpu = pytest.mark.parametrize("gpu", simulate.GPUS, ids=lambda gpu: gpu.arch)
+every_case = pytest.mark.parametrize(
+    "case", list(simulate.cases()), ids=lambda case: f"{case.op}-{case.model}"
+)
+
+
+@every_gpu
+@every_case
+def test_full_size(case: Any, gpu: Any) -> None:
+    row = simulate.simulate(case, gpu)
+    assert row.local == 0
+    assert row.conflicts == 1
+    assert row.efficiency >= 0.95
+    if OPS[case.op].family != "attention":
+        assert row.traffic <= 1.05
+        assert row.unique <= 1.01 * case.cost.bytes
+
+
+@every_gpu
+@pytest.mark.parametrize("model", ["1.3b-480p", "14b-480p"])
+def test_attention(model: str, gpu: Any) -> None:
+    """Every tile of queries reads keys and values once; hardly a product is wasted."""
+    (case,) = (c for c in simulate.cases() if (c.op, c.model) == ("attention", model))
+    row = simulate.simulate(case, gpu)
+    tiles = 2 if gpu.arch == "sm_90a" else 4  # of the 256 queries
+    assert row.traffic <= 1.02 * tiles
+    assert case.cost.flops <= row.flops <= 1.02 * case.cost.flops
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name", [name for name in OPS if OPS[name].family != "attention"])
+def test_float32(name: str, arch: str) -> None:
+    shape = SHAPES["1.3b-480p"].block
+    args, kwargs = OPS[name].sample(shape, torch.float32, "cpu", torch.Generator().manual_seed(0))
+    on = ops.Sim(arch, {"checks": False})
+    getattr(ops, name)(on, *args, **kwargs)
+    (report,) = on.reports
+    load, store = report["global_load"], report["global_store"]
+    cost = OPS[name].cost(shape, torch.float32)
+    assert 32 * (load["sectors"] + store["sectors"]) <= 1.05 * cost.bytes
+    assert store["bytes"] == 32 * store["sectors"] == cost.written
+    assert report["local_bytes"] == 0
+
+
+def test_page_is_current() -> None:
+    stale = "docs/simulated.md is stale: run python bench/simulate.py --write"
+    assert simulate.PAGE.read_text() == simulate.page(), stale
