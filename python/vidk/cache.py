@@ -172,8 +172,8 @@ class KVCache(nn.Module):
                 f"{frames} frames"
             )
         slots = self.policy.assign(block)
-        self.frame_pos[:frames].copy_(torch.tensor(self.rope.rows_of(positions)))
-        self.frame_slot[:frames].copy_(torch.tensor(slots))
+        self._publish(self.frame_pos, self.rope.rows_of(positions))
+        self._publish(self.frame_slot, slots)
         self._publish_length()
 
     def pin(self, frames: Sequence[int]) -> None:
@@ -231,6 +231,11 @@ class KVCache(nn.Module):
         self.policy.frame_in = list(snapshot.frame_in)
         self.policy.pinned = set(snapshot.pinned)
         self._publish_length()
+
+    def _publish(self, buffer: Tensor, values: Sequence[int]) -> None:
+        # The dtype of the buffer, or a GPU would have to be waited for.
+        source = torch.tensor(values, dtype=buffer.dtype)
+        buffer[: len(values)].copy_(source, non_blocking=True)
 
     def _publish_length(self) -> None:
         self.kv_len.fill_(self.policy.used * self.frame_tokens)

@@ -94,7 +94,7 @@ class RopeTable(nn.Module):
             if self._held[row] != position:
                 self._held[row] = position
                 value = freq_table(torch.tensor([position], dtype=torch.float64), self.time_pairs)
-                self.time[row].copy_(value[0])
+                self.time[row].copy_(value[0], non_blocking=True)
             taken.add(row)
             rows.append(row)
         return rows

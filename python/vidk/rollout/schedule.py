@@ -65,5 +65,5 @@ def x0_from_flow(flow: Tensor, xt: Tensor, sigma: float) -> Tensor:
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Return `(1 - sigma) x0 + sigma noise`, computed in float32, in the dtype of the noise."""
-    level = torch.tensor(sigma, dtype=torch.float32, device=x0.device)
+    level = torch.full((), sigma, dtype=torch.float32, device=x0.device)
     return ((1 - level) * x0.float() + level * noise.float()).type_as(noise)

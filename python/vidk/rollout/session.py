@@ -213,7 +213,8 @@ class Session:
         start = self.frame
 
         def noise(step: int) -> Tensor:
-            return self.noise(start, step, shape).to(weight.device, weight.dtype)
+            drawn = self.noise(start, step, shape).to(weight.dtype)
+            return drawn.to(weight.device, non_blocking=True)
 
         timings = []
         x = noise(0)

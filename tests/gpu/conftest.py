@@ -1,0 +1,35 @@
+"""Skips this folder where there is no GPU. One that vidk's kernels do not load for is a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vidk import _native
+
+
+def missing() -> str | None:
+    """Return why nothing can run on a GPU here, or None."""
+    if torch.version.cuda is None:
+        return "this PyTorch was built without CUDA"
+    return None if torch.cuda.is_available() else "this PyTorch sees no CUDA device"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu() -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    assert _native.status["_cuda"] == "loaded", _native.status["_cuda"]
+
+
+@pytest.fixture(autouse=True)
+def settled(gpu: None) -> Iterator[None]:
+    """Let an error that a kernel left behind fail the test whose kernel it was."""
+    yield
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        # No CUDA call of this process works any more: whatever follows would fail for nothing.
+        pytest.exit(f"the CUDA context is lost: {error}", returncode=1)

@@ -1,0 +1,24 @@
+"""The registration of every op with tensors on the GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.samples import KINDS, overload
+from vidk.ops.registry import OPS
+
+from .helpers import gpu_call, sample
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck(kind: str, op: str) -> None:
+    args, kwargs = gpu_call(KINDS[kind](op, torch.bfloat16))
+    torch.library.opcheck(overload(op), args, kwargs, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_through_autograd(op: str) -> None:
+    args, kwargs = gpu_call(sample(op))
+    torch.library.opcheck(overload(op), args, kwargs)
