@@ -66,9 +66,11 @@ class Promise:
 
 # The variants of a memory-bound kernel for tensors whose rows are aligned to 16 bytes.
 _WIDE = r"vidk_(kv_cache_write|rope_3d|norm_rope)\w*(?<!_[842]B)"
+# Codes of 4 bits leave by narrower stores than the elements came by loads.
+_WIDE_LOADS = rf"({_WIDE}|vidk_nvfp4_quantize\w*_16B)"
 PROMISES = (
     Promise(r"\w+", r"\w+", r"(STL|LDL)(\.\S+)?", False, "registers spilled to local memory"),
-    Promise(_WIDE, r"\w+", r"LDG\.E\S*\.128\S*", True, "16-byte loads"),
+    Promise(_WIDE_LOADS, r"\w+", r"LDG\.E\S*\.128\S*", True, "16-byte loads"),
     Promise(_WIDE, r"\w+", r"STG\.E\S*\.128\S*", True, "16-byte stores"),
     Promise(_WIDE, r"\w+", r"STG\.(?!\S*\.128)\S+", False, "stores narrower than 16 bytes"),
     Promise(r"vidk_attention_sm90_\w+", "sm_90a", r"HGMMA\.\S+", True, "WGMMA tensor cores"),

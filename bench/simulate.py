@@ -33,7 +33,7 @@ DTYPE = torch.bfloat16
 
 @dataclass(frozen=True)
 class Gpu:
-    """Peak rates, from NVIDIA's data sheets; `clock` is the boost clock in GHz."""
+    """Peak rates as NVIDIA publishes them; `clock` in GHz is the highest of a multiprocessor."""
 
     name: str
     arch: str
@@ -156,8 +156,7 @@ def _row(case: Case, gpu: Gpu, kernel: str, r: dict[str, Any]) -> Row:
         kernel=kernel,
         traffic=(sectors + bulk) / part.bytes,
         unique=unique,
-        # Lanes that ask for the same bytes do so once.
-        efficiency=min(1.0, asked / sectors),
+        efficiency=asked / sectors,
         conflicts=wavefronts / ideal if ideal else 1.0,
         local=r["local_bytes"],
         instructions=warps,
@@ -170,8 +169,8 @@ INTRO = """# What the GPU kernels do, counted
 
 Written by `python bench/simulate.py --write`: the PTX of each kernel in the wheel is executed by
 the simulator in `tests/ptxsim` at full size (one block of 3 latent frames at 480 x 832, bfloat16, a
-cache of 6 frames), and everything below is counted, not estimated. The attentions run on one head
-and 256 queries, and are scaled: their thread blocks are all alike.
+cache of 6 frames) and everything is counted. The attentions run on one head and 256 queries, and
+are scaled: their thread blocks are all alike.
 
 - *traffic*: bytes that leave the first-level cache for global memory (32-byte sectors of every warp
   access, and bulk copies), over the op's minimum: each input read once, each output written once.
@@ -180,12 +179,15 @@ and 256 queries, and are scaled: their thread blocks are all alike.
 - *banks*: shared-memory wavefronts over what they would be without bank conflicts.
 - *instructions*: warp instructions of PTX, in millions.
 - *TFLOP*: of the tensor cores.
-- *floor*: the longest of five times, each at the peak rate of the data sheet, and its cause: memory
-  (each byte once), tensor cores, issue (four warp instructions a clock and multiprocessor), special
-  functions (16 a clock and multiprocessor), shared memory (one wavefront a clock).
+- *floor*: the longest of five times, each at a peak rate, and its cause: memory (each byte once),
+  tensor cores, issue (four warp instructions a clock and multiprocessor), special functions (16 a
+  clock and multiprocessor), shared memory (one wavefront a clock; the operands that `wgmma` reads
+  there are not counted).
 
-A floor is a prediction of what cannot be undercut, no measurement: caches, latency and launch come
-on top, and PTX is not machine code. Where the `sm80` attention kernel runs on a newer GPU, the
+A floor is a prediction, no measurement: caches, latency and launch come on top. Issue is an
+estimate, because PTX is not machine code: ptxas fuses some instructions and adds others. Attention
+reads keys and values once for every tile of queries; its memory time supposes that the second-level
+cache serves all but the first. Where the `sm80` attention kernel runs on a newer GPU, the
 tensor time is still at the peak of the newer instructions, which that kernel cannot reach.
 """
 

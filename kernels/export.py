@@ -165,7 +165,7 @@ def compile_ptx(source: str, arch: str) -> str:
         command = [os.environ.get("NVCC", "nvcc"), *NVCC_FLAGS, "-ptx", f"-arch={arch}"]
         command += [f"-I{TILELANG_TEMPLATE_PATH}", f"-I{CUTLASS_INCLUDE_DIR}"]
         done = subprocess.run(
-            [*command, path, "-o", path.with_suffix(".ptx")], stderr=-1, text=True
+            [*command, path, "-o", path.with_suffix(".ptx")], stderr=subprocess.PIPE, text=True
         )
         if done.returncode:
             raise RuntimeError(f"{shlex.join(map(str, command))}:\n{done.stderr}")

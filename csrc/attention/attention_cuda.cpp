@@ -35,7 +35,7 @@ AttentionArgs args_of(const Tensor& q, const Tensor& k, const Tensor& v, const T
 
 void run(const char* op, const AttentionArgs& args, int32_t device) {
   const AttentionChoice choice = attention_choice(op, std::getenv("VIDK_ATTENTION"));
-  launch(op, plan_attention(op, args, choice, device_info(device)), device);
+  launch(op, plan_attention(op, args, choice, device_info(op, device)), device);
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache,

@@ -7,6 +7,7 @@
 
 #include "attention/attention_kernel.h"
 #include "attention/attention_tiles.h"
+#include "common/ceil_div.h"
 #include "common/error.h"
 
 namespace vidk {
@@ -14,8 +15,6 @@ namespace {
 
 constexpr int64_t kVectorBytes = 16;
 constexpr int64_t kMaxGridYZ = 65535;
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // A stride that is never stepped over may be anything; it becomes one that every kernel takes.
 ByteView settled(ByteView x) {
@@ -170,7 +169,8 @@ LaunchPlan plan_simt(const AttentionArgs& args) {
 }  // namespace
 
 AttentionChoice attention_choice(const char* op, const char* value) {
-  if (value == nullptr || std::strcmp(value, "auto") == 0) return AttentionChoice::kAuto;
+  if (value == nullptr || *value == '\0' || std::strcmp(value, "auto") == 0)
+    return AttentionChoice::kAuto;
   if (std::strcmp(value, "tile") == 0) return AttentionChoice::kTile;
   if (std::strcmp(value, "simt") == 0) return AttentionChoice::kSimt;
   fail(op, "VIDK_ATTENTION", std::string("'") + value + "'", "'auto', 'tile' or 'simt'");

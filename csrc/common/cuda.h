@@ -31,7 +31,9 @@ inline void check_launch(const char* op, int32_t device, cudaError_t error) {
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     fail(op, "device", "compute capability " + std::to_string(major) + "." + std::to_string(minor),
          std::string("one that this build holds code for: ") + VIDK_ARCH_TEXT,
-         "build vidk with VIDK_CUDA_ARCHS=" + std::to_string(10 * major + minor));
+         // From 9.0 on, kernels may use what only the architecture itself has.
+         "build vidk with VIDK_CUDA_ARCHS=" + std::to_string(10 * major + minor) +
+             (major >= 9 ? "a" : ""));
   }
   if (error == cudaErrorInsufficientDriver) {
     int driver = 0;

@@ -12,8 +12,17 @@
 namespace vidk {
 namespace {
 
-// Beyond this much dynamic shared memory a kernel has to ask.
-constexpr uint32_t kSharedBytesByDefault = 48 << 10;
+// Lets code be loaded while this thread captures a CUDA graph: it is no work of the stream.
+class CaptureRelaxed {
+ public:
+  CaptureRelaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~CaptureRelaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  CaptureRelaxed(const CaptureRelaxed&) = delete;
+  CaptureRelaxed& operator=(const CaptureRelaxed&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
 
 // A kernel that has been looked up, and how much shared memory it has asked for on each device.
 struct LoadedKernel {
@@ -31,7 +40,10 @@ class Kernels {
     if (kernel.handle == nullptr) {
       kernel.handle = load(op, plan.kernel, device);
     }
-    if (plan.shared_bytes > kSharedBytesByDefault) {
+    // Beyond 48 KiB, static shared memory included, a kernel has to ask; asking for less is
+    // allowed.
+    if (plan.shared_bytes > 0) {
+      const CaptureRelaxed relaxed;
       uint32_t& granted = kernel.shared_bytes[device];
       if (plan.shared_bytes > granted) {
         check_launch(op, device,
@@ -49,6 +61,7 @@ class Kernels {
     for (size_t i = 0; i < kEmbeddedKernelCount; ++i) {
       const EmbeddedKernel& embedded = kEmbeddedKernels[i];
       if (name != embedded.name) continue;
+      const CaptureRelaxed relaxed;
       cudaLibrary_t& library = libraries_[embedded.fatbin];
       if (library == nullptr) {
         check_launch(op, device,
@@ -121,21 +134,22 @@ CUtensorMap encode(const char* op, const TensorMap& map, int32_t device) {
 
 }  // namespace
 
-DeviceInfo device_info(int32_t device) {
+DeviceInfo device_info(const char* op, int32_t device) {
   static std::mutex mutex;
   static std::unordered_map<int32_t, DeviceInfo> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.try_emplace(device);
-  if (is_new) {
-    int major = 0;
-    int minor = 0;
-    int sm_count = 0;
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    cudaDeviceGetAttribute(&sm_count, cudaDevAttrMultiProcessorCount, device);
-    entry->second = {10 * major + minor, sm_count};
-  }
-  return entry->second;
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  // The first call of the runtime: an old driver shows here.
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check_launch(op, device, cudaDeviceGetAttribute(&value, which, device));
+    return value;
+  };
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor);
+  const int minor = attribute(cudaDevAttrComputeCapabilityMinor);
+  const int sm_count = attribute(cudaDevAttrMultiProcessorCount);
+  return known[device] = {10 * major + minor, sm_count};
 }
 
 void launch(const char* op, const LaunchPlan& plan, int32_t device) {
@@ -146,6 +160,8 @@ void launch(const char* op, const LaunchPlan& plan, int32_t device) {
   std::vector<std::byte> bytes;
   const std::byte* base = plan.args.bytes.data();
   if (!plan.args.maps.empty()) {
+    // The driver encodes only where a context is current, which a new thread does not have yet.
+    check_launch(op, device, cudaSetDevice(device));
     bytes = plan.args.bytes;
     for (size_t i = 0; i < plan.args.maps.size(); ++i) {
       const CUtensorMap encoded = encode(op, plan.args.maps[i], device);

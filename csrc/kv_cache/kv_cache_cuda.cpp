@@ -26,7 +26,7 @@ void kv_cache_write(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor v_c
                               byte_view(v_cache),
                               frame_slot.const_data_ptr<int32_t>(),
                               frame_tokens};
-  launch(op, plan_kv_cache_write(args, device_info(device)), device);
+  launch(op, plan_kv_cache_write(args, device_info(op, device)), device);
 }
 
 }  // namespace

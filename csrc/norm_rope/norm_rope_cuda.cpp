@@ -46,7 +46,7 @@ Tensor qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const Tensor& v,
       static_cast<float>(eps),
       frame_slot.const_data_ptr<int32_t>(),
       rope_grid(frame_pos, time_freqs, space_freqs, height, width, 0, frame_tokens)};
-  launch(op, plan_qk_norm_rope_kv_write(args, device_info(device)), device);
+  launch(op, plan_qk_norm_rope_kv_write(args, device_info(op, device)), device);
   return q_out;
 }
 

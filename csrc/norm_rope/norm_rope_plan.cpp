@@ -4,12 +4,11 @@
 #include <string>
 
 #include "common/access.h"
+#include "common/ceil_div.h"
 #include "norm_rope/norm_rope_kernel.h"
 
 namespace vidk {
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 // A weight as the one run of bytes it is.
 ByteView run_of(const void* data, int64_t bytes) {

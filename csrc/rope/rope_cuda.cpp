@@ -29,7 +29,7 @@ Tensor rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor& time_freq
   const RopePlanArgs args{element_of(x), byte_view(x), byte_view(out),
                           rope_grid(frame_pos, time_freqs, space_freqs, height, width, token_offset,
                                     slice_tokens.value_or(height * width))};
-  launch(op, plan_rope_3d(args, device_info(device)), device);
+  launch(op, plan_rope_3d(args, device_info(op, device)), device);
   return out;
 }
 

@@ -4,16 +4,11 @@
 #include <string>
 
 #include "common/access.h"
+#include "common/ceil_div.h"
 #include "common/error.h"
 #include "rope/rope_kernel.h"
 
 namespace vidk {
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-
-}  // namespace
-
 LaunchPlan plan_rope_3d(const RopePlanArgs& args, const DeviceInfo& device) {
   LaunchPlan plan;
   const ByteView& x = args.x;

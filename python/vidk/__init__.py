@@ -13,6 +13,7 @@ from vidk.ops._library import LIBRARY
 from vidk.ops.attention import attention, cross_attention
 from vidk.ops.kv_cache import kv_cache_write
 from vidk.ops.norm_rope import qk_norm_rope_kv_write
+from vidk.ops.nvfp4 import nvfp4_quantize
 from vidk.ops.registry import OPS
 from vidk.ops.rope import rope_3d
 
@@ -25,6 +26,7 @@ __all__ = [
     "build_info",
     "cross_attention",
     "kv_cache_write",
+    "nvfp4_quantize",
     "qk_norm_rope_kv_write",
     "rope_3d",
 ]

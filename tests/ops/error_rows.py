@@ -248,10 +248,22 @@ def cross_attention_rows() -> Iterator[Row]:
     yield from lengths(op, "context_lens", 9, "k", 2)
 
 
+def nvfp4_rows() -> Iterator[Row]:
+    op = "nvfp4_quantize"
+    yield from activation(op, "x")
+    for dim in (1, 8, 15):
+        change = put("x", lambda x, n=dim: x[..., :n])
+        yield Row(op, "x", change, f"D = {dim}", "a multiple of 16")
+    for recipe in ("default", "", "Plain", "46"):
+        expected = "'plain', '4/6' or 'search'"
+        yield Row(op, "recipe", put_new("recipe", recipe), f"'{recipe}'", expected)
+
+
 ROWS: list[Row] = [
     *rope_rows(),
     *kv_cache_rows(),
     *norm_rope_rows(),
     *attention_rows(),
     *cross_attention_rows(),
+    *nvfp4_rows(),
 ]

@@ -53,6 +53,7 @@ def options(op: str, dtype: torch.dtype = torch.float32) -> Args:
         "rope_3d": {"token_offset": 1, "slice_tokens": 4},
         "attention": {"scale": 0.3},
         "cross_attention": {"pad": "mask", "scale": 0.3},
+        "nvfp4_quantize": {"recipe": "search"},
     }.get(op, {})
 
 

@@ -185,6 +185,22 @@ def test_cross_attention(data: Any) -> None:
     assert_attended(got, expected, library, terms)
 
 
+@properties
+@given(st.data())
+def test_nvfp4_quantize(data: Any) -> None:
+    seed, dtype, layout = data.draw(seeds), data.draw(dtypes), data.draw(layouts)
+    b, h, tokens = data.draw(batches), data.draw(heads), data.draw(st.integers(0, 9))
+    dim = 16 * data.draw(st.integers(0, 20))
+    recipe = data.draw(st.sampled_from(["plain", "4/6", "search"]))
+    scale = 2.0 ** data.draw(st.integers(-15, 13))
+    x = READ_LAYOUTS[layout](lambda *size: normal(dtype, seed)(*size) * scale, b, tokens, h, dim)
+    got = torch.ops.vidk.nvfp4_quantize(x, recipe=recipe)
+    expected = reference.nvfp4_quantize(x, recipe=recipe)
+    for mine, oracle in zip(got, expected, strict=True):
+        assert mine.is_contiguous()
+        assert_same_bits(mine, oracle)
+
+
 def library_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """Return PyTorch's own attention, whose error in the same dtype is the yardstick."""
     heads_first = (x.transpose(1, 2) for x in (q, k, v))

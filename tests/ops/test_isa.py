@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import vidk
+from vidk.ops.nvfp4 import RECIPES
 
 from .helpers import CACHES, DTYPES, ints, normal, random_bits, tables
 
@@ -44,13 +45,19 @@ def digest(dtype: torch.dtype, head_dim: int) -> str:
             vidk.qk_norm_rope_kv_write(q, k, v, *weights, 1e-6, pos, ints(3, 0, 2), *rest, *caches),
             *caches,
         )
+        if head_dim % 16 == 0:
+            for recipe in RECIPES:
+                packed, scales = vidk.nvfp4_quantize(q, recipe=recipe)
+                add(packed.float(), scales.float())
     return sha.hexdigest()
 
 
 def digests() -> str:
     """Return one line for each dtype and for head dims that end in every width of register."""
     return "\n".join(
-        f"{dtype} {dim} {digest(dtype, dim)}" for dtype in DTYPES for dim in (2, 6, 62, 96, 128)
+        f"{dtype} {dim} {digest(dtype, dim)}"
+        for dtype in DTYPES
+        for dim in (2, 6, 62, 96, 128, 240)
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from . import compile_cuda, encode_map, memory_of, run, source
+from . import Output, compile_cuda, encode_map, memory_of, run, source
 from .build import ROOT, load
 
 plans = load("_plans")
@@ -60,9 +60,17 @@ def ptx_of(kernel: str, arch: str) -> str:
 
 
 def execute(
-    plan: Mapping[str, Any], arch: str, tensors: Mapping[str, Any], **options: Any
+    plan: Mapping[str, Any],
+    arch: str,
+    tensors: Mapping[str, Any],
+    mutated: Collection[str] = (),
+    **options: Any,
 ) -> dict[str, Any]:
-    """Run one planned launch on CPU tensors; `tensors` names all that the kernel may touch."""
+    """Run one planned launch on CPU tensors.
+
+    `tensors` names all that the kernel may touch; it may write to those of `mutated` and to
+    `Output`s.
+    """
     args = bytearray(plan["args"])
     for at, fields in zip(plan["map_at"], plan["maps"], strict=True):
         args[at : at + 128] = encode_map(**fields)
@@ -70,7 +78,13 @@ def execute(
     # The plan packs what the kernel takes: the same offsets and sizes, so the same number of bytes.
     params = source(ptx).params(plan["kernel"])
     assert len(args) == max(at + size for at, size in params)
-    memory = {m[1]: m for m in (memory_of(name, x) for name, x in tensors.items())}
+    memory: dict[int, Any] = {}
+    for name, x in tensors.items():
+        _, begin, size, _, defined = memory_of(name, x)
+        # Views of one storage are one entry; it may be written to if one of them may.
+        shared = begin in memory and memory[begin][3]
+        writable = shared or name in mutated or isinstance(x, Output)
+        memory[begin] = (name, begin, size, writable, defined)
     return run(
         ptx, plan["kernel"], plan["grid"], plan["block"], bytes(args), memory=list(memory.values()),
         shared_bytes=plan["shared_bytes"], **options,

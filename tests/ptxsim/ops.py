@@ -32,11 +32,11 @@ class Sim:
         """What plans may know of the device."""
         return device_info(self.arch)
 
-    def launch(self, plan: dict[str, Any], **tensors: Any) -> None:
+    def launch(self, plan: dict[str, Any], mutated: tuple[str, ...] = (), **tensors: Any) -> None:
         """Execute a plan, unless there is nothing to do."""
         if plan["kernel"]:
             self.kernels.append(plan["kernel"])
-            self.reports.append(execute(plan, self.arch, tensors, **self.options))
+            self.reports.append(execute(plan, self.arch, tensors, mutated, **self.options))
 
 
 def _grid(
@@ -85,7 +85,10 @@ def kv_cache_write(
     """Execute `vidk::kv_cache_write`."""
     views = [view(x) for x in (k, v, k_cache, v_cache)]
     plan = plans.kv_cache_write(*views, frame_slot.data_ptr(), frame_tokens, on.device)
-    on.launch(plan, k=k, v=v, k_cache=k_cache, v_cache=v_cache, frame_slot=frame_slot)
+    on.launch(
+        plan, ("k_cache", "v_cache"), k=k, v=v, k_cache=k_cache, v_cache=v_cache,
+        frame_slot=frame_slot,
+    )  # fmt: skip
 
 
 def qk_norm_rope_kv_write(
@@ -113,7 +116,8 @@ def qk_norm_rope_kv_write(
         q_weight.data_ptr(), k_weight.data_ptr(), eps, frame_slot.data_ptr(), grid, on.device,
     )  # fmt: skip
     on.launch(
-        plan, q=q, k=k, v=v, q_weight=q_weight, k_weight=k_weight, out=Output(out),
+        plan, ("k_cache", "v_cache"), q=q, k=k, v=v, q_weight=q_weight, k_weight=k_weight,
+        out=Output(out),
         frame_pos=frame_pos, frame_slot=frame_slot, time_freqs=time_freqs, space_freqs=space_freqs,
         k_cache=k_cache, v_cache=v_cache,
     )  # fmt: skip
@@ -173,3 +177,15 @@ def cross_attention(
 ) -> Tensor:
     """Execute `vidk::cross_attention`."""
     return _attention(on, q, k, v, context_lens, None, pad == "trained", scale, choice)
+
+
+def nvfp4_quantize(on: Sim, x: Tensor, *, recipe: str = "4/6") -> tuple[Tensor, Tensor]:
+    """Execute `vidk::nvfp4_quantize`."""
+    rows, dim = x.shape[:3], x.size(3)
+    packed = torch.empty((*rows, dim // 2), dtype=torch.uint8)
+    scales = torch.empty((*rows, dim // 16), dtype=torch.float8_e4m3fn)
+    plan = plans.nvfp4_quantize(
+        ELEMENTS[x.dtype], recipe, view(x), packed.data_ptr(), scales.data_ptr(), on.device
+    )
+    on.launch(plan, x=x, packed=Output(packed), scales=Output(scales))
+    return packed, scales

@@ -8,6 +8,7 @@
 #include "attention/attention_plan.h"
 #include "kv_cache/kv_cache_plan.h"
 #include "norm_rope/norm_rope_plan.h"
+#include "nvfp4/nvfp4_plan.h"
 #include "rope/rope_plan.h"
 
 namespace py = pybind11;
@@ -128,6 +129,14 @@ py::dict attention(const std::string& element, const View& q, const View& k, con
       plan_attention("attention", args, attention_choice("attention", choice), device));
 }
 
+py::dict nvfp4_quantize(const std::string& element, const std::string& recipe, const View& x,
+                        uint64_t packed, uint64_t scales, const DeviceInfo& device) {
+  return to_python(
+      plan_nvfp4_quantize({element_of(element), nvfp4_recipe(recipe).value(), byte_view(x),
+                           reinterpret_cast<uint8_t*>(packed), reinterpret_cast<uint8_t*>(scales)},
+                          device));
+}
+
 }  // namespace
 }  // namespace vidk
 
@@ -142,4 +151,5 @@ PYBIND11_MODULE(_plans, m) {
   m.def("qk_norm_rope_kv_write", &vidk::qk_norm_rope_kv_write);
   m.def("attention", &vidk::attention);
   m.def("kv_cache_write", &vidk::kv_cache_write);
+  m.def("nvfp4_quantize", &vidk::nvfp4_quantize);
 }

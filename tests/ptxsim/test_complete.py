@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.ops.helpers import DTYPES, assert_same_bits, ints, normal, tables
+from vidk.ops.nvfp4 import RECIPES
 
 from . import has_nvcc, ops
 from .launch import ARCHS, entries
@@ -54,6 +55,14 @@ def check_norm_rope(on: ops.Sim, dtype: torch.dtype, heads: int, dim: int, width
     assert_same_bits(caches[1], v)
 
 
+def check_nvfp4(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
+    x = view(dtype, 2, 32, width)
+    for recipe in RECIPES:
+        got = ops.nvfp4_quantize(on, x, recipe=recipe)
+        for mine, expected in zip(got, host.nvfp4_quantize(x, recipe=recipe), strict=True):
+            assert_same_bits(mine, expected)
+
+
 def check_attention(on: ops.Sim, dtype: torch.dtype, choice: str) -> None:
     q, k, v = (normal(dtype, name)(1, n, 2, 128) for name, n in (("q", 9), ("k", 30), ("v", 30)))
     out, lse = ops.attention(on, q, k, v, ints(20), choice=choice)
@@ -70,6 +79,7 @@ def test_every_kernel(arch: str) -> None:
             check_rope(on, dtype, width)
             check_kv_cache(on, dtype, width)
             check_norm_rope(on, dtype, 2, 32, width)
+            check_nvfp4(on, dtype, width)
         for heads in (12, 24, 40, 400):  # more and more vectors a thread
             check_norm_rope(on, dtype, heads, 128, 16)
         for choice in ("auto", "simt"):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+
+from tests import cuda_headers
 
 from . import exact, micro
 
@@ -303,13 +299,16 @@ def test_narrow_pairs(to: str, relu: str) -> None:
         with np.errstate(all="ignore"):
             codes = a[inside].astype(dtype).view(np.uint8)
         assert (codes & ((1 << form.bits) - 1) == want[inside]).all()
-    if to != "e2m1":
-        halves = np.stack([EVERY_HALF, EVERY_HALF[::-1]], 1).ravel()
-        text = f"cvt.rn.satfinite{relu}.{to}x2.f16x2 {{d}}, {{a}};"
-        got = micro.apply(text, ["b32"], "b16", halves.view(np.uint32)).view(np.uint8)
-        count = 1 << 16
-        assert (got[0::2] == want[:count]).all()
-        assert (got[1::2] == want[:count][::-1]).all()
+    for source, kind in (("f16x2", exact.F16), ("bf16x2", exact.BF16)):
+        # Every value of the upper element with another one in the lower.
+        codes = EVERY_HALF if source == "f16x2" else EVERY_HALF[::5]
+        values = [exact.to_float(kind, x) for x in codes.tolist()]
+        table = np.array([0 if relu and x <= 0 else finite(form, x) for x in values], np.uint16)
+        halves = np.stack([codes[::-1], codes], 1).ravel()
+        text = f"cvt.rn.satfinite{relu}.{to}x2.{source} {{d}}, {{a}};"
+        out = "b8" if to == "e2m1" else "b16"
+        got = micro.apply(text, ["b32"], out, halves.view(np.uint32))
+        assert (got == table << form.bits | table[::-1]).all()
 
 
 @pytest.mark.parametrize("source", NARROW)
@@ -373,29 +372,6 @@ def test_scales_to_brains() -> None:
 # --- the CUDA headers ----------------------------------------------------------------------------
 
 
-def cuda_include() -> str | None:
-    """Return the flag that finds the headers of nvcc, which knows where they are."""
-    if shutil.which("nvcc") is None:
-        return None
-    dry = subprocess.run(
-        ["nvcc", "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True
-    )
-    found = re.search(r'INCLUDES="([^"]+)"', dry.stderr)
-    return found and found[1].strip()
-
-
-@pytest.fixture(scope="module")
-def headers(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    include = cuda_include()
-    if include is None:
-        pytest.skip("no nvcc, so no CUDA headers")
-    library = tmp_path_factory.mktemp("headers") / "oracle.so"
-    source = Path(__file__).with_name("host_oracle.cpp")
-    subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-w", include, source,
-                    "-o", library], check=True)  # fmt: skip
-    return ctypes.CDLL(str(library))
-
-
 def unary(text: str, in_type: str, out_type: str) -> Callable[[np.ndarray], np.ndarray]:
     dtype = {"b8": np.uint8, "b16": np.uint16, "b32": np.uint32}[in_type]
 
@@ -440,7 +416,7 @@ FROM_HEADERS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 @pytest.mark.parametrize("name", FROM_HEADERS)
-def test_as_the_headers(name: str, headers: ctypes.CDLL) -> None:
+def test_as_the_headers(name: str) -> None:
     kind, convert = FROM_HEADERS[name]
     if kind == "f32":  # every half, its neighbours, and any bits
         rng = np.random.default_rng(8)
@@ -450,11 +426,7 @@ def test_as_the_headers(name: str, headers: ctypes.CDLL) -> None:
                             rng.integers(0, 1 << 32, 1 << 16, np.uint32)])  # fmt: skip
     else:
         a = np.arange({"nibble": 16, "byte": 256, "f16": 1 << 16}[kind], dtype=np.uint32)
-    want = np.zeros(len(a), np.uint32)
-    pointer = ctypes.POINTER(ctypes.c_uint32)
-    getattr(headers, name)(
-        ctypes.c_int64(len(a)), a.ctypes.data_as(pointer), want.ctypes.data_as(pointer)
-    )
+    want = cuda_headers.convert(name, a)
     out = name.split("_")[0]
     bits = {"e4m3": 8, "e5m2": 8, "e2m1": 4, "ue8m0": 8, "f16": 16, "bf16": 16}.get(out, 32)
     got = convert(a) & np.uint32((1 << bits) - 1)
@@ -474,6 +446,7 @@ def test_as_the_headers(name: str, headers: ctypes.CDLL) -> None:
      "cvt.rn.satfinite.e4m3x2.f32 {d}, {a};", "cvt.rn.ue8m0x2.f32 {d}, {a}, {a};",
      "cvt.rp.bf16x2.f32 {d}, {a}, {a};", "cvt.rn.bf16.f16 {d}, {a};",
      "cvt.rs.f16x2.f32 {d}, {a}, {a}, {a};",
+     "cvt.rn.e2m1x2.bf16x2 {d}, {a};", "cvt.rn.bf16x2.e2m1x2 {d}, {a};",
      "cvt.rn.satfinite.e2m1x4.f32 {d}, {a}, {a};", "cvt.rni.s32.s32 {d}, {a};",
      "cvt.u32 {d}, {a};"],
 )  # fmt: skip

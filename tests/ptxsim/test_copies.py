@@ -108,6 +108,26 @@ def test_late_copies_are_not_there_before_the_wait() -> None:
     assert (got[:, 8:] == 0xFF).all()
 
 
+def test_random_completes_some_copies_early_and_some_late() -> None:
+    # Nobody waits: what the reader sees tells when the copies were done.
+    spin = "mov.u32 %r5, 0;\nL: add.u32 %r5, %r5, 1;\nsetp.lt.u32 %p2, %r5, 300;\n@%p2 bra L;\n"
+    body = GROUPS + spin + LOAD + "cp.async.wait_all;"
+    source = sources(words())
+    done = {
+        policy: {
+            tuple(
+                bool((got[:, 4 * i : 4 * i + 4] == source[:, 4 * i : 4 * i + 4]).all())
+                for i in range(4)
+            )
+            for got in (copied(body, policy=policy, seed=s, checks=False) for s in range(1, 17))
+        }
+        for policy in POLICIES
+    }
+    assert done["eager"] == {(True,) * 4}
+    assert done["late"] == {(False,) * 4}
+    assert any(any(copies) and not all(copies) for copies in done["random"])
+
+
 def test_uncommitted_copies_are_waited_for_by_wait_all_only() -> None:
     issue = "cp.async.cg.shared.global [%r1], [%rd1], 16;"
     copied(issue + "cp.async.wait_all;" + LOAD)
@@ -311,6 +331,39 @@ def test_bulk_store_faults(what: str, kind: str) -> None:
     with pytest.raises(Fault) as fault:
         execute(ptx, words(64), 4)
     assert fault.value.kind == kind
+
+
+def test_a_write_behind_the_fence_is_not_fenced() -> None:
+    fence = "fence.proxy.async.shared::cta;"
+    late = "st.shared.b32 [%r1], %a0;"
+    right = BULK_STORE.replace(fence, late + fence)
+    got, _ = execute(text(right, 4, 0, shared=2048), words(64), 4)
+    np.testing.assert_array_equal(got, words(64))
+    with pytest.raises(Fault) as fault:
+        execute(text(BULK_STORE.replace(fence, fence + late), 4, 0, shared=2048), words(64), 4)
+    assert fault.value.kind == "proxy"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("wait", ["wait_group.read", "wait_group"])
+def test_waiting_for_all_but_one_group_frees_the_older_source(wait: str, policy: str) -> None:
+    copy = "cp.async.bulk.global.shared::cta.bulk_group [{}], [{}], {};\n"
+    whole = copy.format("%rd2", "%r3", 1024)
+    halves = (
+        copy.format("%rd2", "%r3", 512) + "cp.async.bulk.commit_group;\n"
+        "add.s64 %rd3, %rd2, 512; add.u32 %r4, %r3, 512;\n" + copy.format("%rd3", "%r4", 512)
+    )
+    older = BULK_STORE.replace(whole, halves).replace(
+        "wait_group.read 0;\nst.shared.b32 [%r1]", f"{wait} 1;\nst.shared.b32 [%r1]"
+    )
+    younger = older.replace("st.shared.b32 [%r1], %r3;", "st.shared.b32 [%r1+512], %r3;")
+    assert f"{wait} 1" in older
+    assert younger != older
+    got, _ = execute(text(older, 4, 0, shared=2048), words(64), 4, policy=policy)
+    np.testing.assert_array_equal(got, words(64))
+    with pytest.raises(Fault, match="nobody waited for reads") as fault:
+        execute(text(younger, 4, 0, shared=2048), words(64), 4, policy=policy)
+    assert fault.value.kind == "async"
 
 
 def test_a_block_may_not_end_before_its_bulk_stores() -> None:

@@ -28,7 +28,9 @@ def count(body: str, *args: np.ndarray, block: int = 32, grid: int = 1) -> dict:
         ("b[i] = a[i];", 128, 4),
         ("b[i] = a[i + 1];", 128, 5),
         ("b[i] = a[8 * i];", 128, 32),
-        ("b[i] = a[0];", 128, 1),
+        ("b[i] = a[0];", 4, 1),
+        ("b[i] = a[(i * 7) % 32];", 128, 4),
+        ("b[i] = a[8 * (i / 2)];", 64, 16),
         ("((float4*)b)[i] = ((const float4*)a)[i];", 512, 16),
     ],
 )

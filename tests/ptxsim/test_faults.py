@@ -86,6 +86,13 @@ def test_block_reads_what_another_writes() -> None:
     expect("cross-block", "in this launch", body.format("b"), ints(128), ints(128), grid=2)
 
 
+def test_block_reads_what_a_later_one_writes() -> None:
+    body = """KERNEL(int* a, int* b) {{ int i = threadIdx.x;
+      if (blockIdx.x == 0) a[i] = opaque(b)[i + {}]; else b[i] = i; }}"""
+    execute(body.format(64), ints(), ints(128), grid=2)
+    expect("cross-block", "block 0", body.format(0), ints(), ints(128), grid=2)
+
+
 def test_read_only_path_on_written_memory() -> None:
     body = "KERNEL(int* a) {{ int i = threadIdx.x; a[i] = i; a[i] = {}; }}"
     execute(body.format("opaque(a)[i] + 1"), ints())
@@ -106,6 +113,15 @@ def test_uninitialised_shared_memory() -> None:
       if (opaque(i) < {}) s[i] = i; __syncthreads(); a[i] = s[63 - i]; }}"""
     execute(body.format(64), ints())
     expect("uninitialised", "stored value", body.format(63), ints())
+
+
+def test_uninitialised_local_array() -> None:
+    body = """KERNEL(int* a) {{ volatile int mine[8]; int i = threadIdx.x;
+      for (int n = 0; n < {}; n++) mine[opaque(n)] = i; a[i] = mine[opaque(7)]; }}"""
+    a = np.zeros(64, np.int32)
+    execute(body.format(8), a)
+    assert (a == ints()).all()
+    expect("uninitialised", "stored value", body.format(7), ints())
 
 
 @pytest.mark.parametrize(
@@ -187,6 +203,50 @@ def test_barrier_in_divergent_code() -> None:
     expect("divergence", "lanes of a warp wait at different", body.format(48), ints())
 
 
+def test_barrier_of_two_warps_orders_no_third() -> None:
+    # Warps 0 and 1 exchange through barrier 1; warp 2 spins long enough to come after them.
+    body = """KERNEL(int* a) {{ __shared__ int s[64]; int i = threadIdx.x;
+      if (i < 64) {{
+        s[i] = i; asm volatile("bar.sync 1, 64;" ::: "memory"); a[i] = s[63 - i]; {0}
+      }} else {{
+        {0} for (int n = 0; opaque(n) < 2000; n++) {{}}
+        a[i] = s[i - 64];
+      }} }}"""
+    a = ints(96)
+    execute(body.format('asm volatile("bar.sync 2, 96;" ::: "memory");'), a, block=96)
+    assert (a[:64] == ints()[::-1]).all()
+    assert (a[64:] == ints(32)).all()
+    expect("race", "not ordered", body.format(""), ints(96), block=96)
+
+
+HANDOVER = """KERNEL(int* a) {{ __shared__ int s[32]; int i = threadIdx.x;
+  if (i < 32) {{ {} {} {} }}
+  else {{ asm volatile("bar.sync 1, 64;" ::: "memory"); a[i] = s[i - 32]; }} }}"""
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_arrival_releases_what_came_before_it(seed: int) -> None:
+    write, arrive = "s[i] = i;", 'asm volatile("bar.arrive 1, 64;" ::: "memory");'
+    a = ints()
+    execute(HANDOVER.format(write, arrive, ""), a, seed=seed)
+    assert (a[32:] == ints(32)).all()
+    spin = "for (int n = 0; opaque(n) < 2000; n++) {}"
+    twice = HANDOVER.format(write, arrive, spin + "s[i] = i + 1;")
+    expect("race", "not ordered", twice, ints(), seed=seed)
+
+
+def test_who_has_exited_is_not_awaited() -> None:
+    body = """KERNEL(int* a) {{ __shared__ int s[64]; int i = threadIdx.x;
+      if (opaque(i) / 32 == 1) return;
+      s[i] = i; asm volatile("{}" ::: "memory"); a[i] = s[31 - i]; }}"""
+    for seed in range(3):
+        a = ints()
+        execute(body.format("bar.sync 0;"), a, seed=seed)
+        assert (a[:32] == ints(32)[::-1]).all()
+    # With a count all of it must come.
+    expect("deadlock", "barrier 0: 1 warps of 2", body.format("bar.sync 0, 64;"), ints())
+
+
 def test_deadlock() -> None:
     body = """KERNEL(int* a) {{ int i = threadIdx.x;
       asm volatile("bar.sync %0, 64;" :: "r"(opaque(i) / 32 * {} + 1) : "memory"); a[i] = 1; }}"""
@@ -255,6 +315,51 @@ def test_lane_spins_for_another_lane_of_its_warp() -> None:
 def test_endless_loop() -> None:
     body = "KERNEL(int* a) { int i = 0; while (opaque(0) == 0) i++; a[0] = i; }"
     expect("runaway", "no end", body, ints(), max_instructions=10_000)
+
+
+def test_a_lane_does_not_speak_for_its_warp() -> None:
+    """Lane 0 arrives for what the whole warp wrote: right behind a bar.warp.sync, else a race."""
+    body = """KERNEL(int* a) {{ __shared__ int s[32]; __shared__ unsigned long long bar;
+      int i = threadIdx.x; unsigned at = __cvta_generic_to_shared(&bar);
+      if (i == 0) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(at) : "memory");
+      __syncthreads();
+      if (i < 32) {{ s[i] = i; {}
+        if (i == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(at) : "memory");
+      }} else {{
+        asm volatile("{{ .reg .pred p; W: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0;"
+                     "@!p bra W; }}" :: "r"(at) : "memory");
+        a[i] = s[i - 32]; }} }}"""
+    sync = "__syncwarp();"
+    execute(body.format(sync), ints(), arch="sm_90a")
+    expect(
+        "race", "not ordered against the write by warp 0", body.format(""), ints(), arch="sm_90a"
+    )
+
+
+def test_a_store_over_a_live_mbarrier() -> None:
+    body = """KERNEL(int* a) {{ __shared__ unsigned long long s[2];
+      unsigned at = __cvta_generic_to_shared(s);
+      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" :: "r"(at) : "memory");
+      s[opaque({})] = 1; a[0] = s[opaque({})]; }}"""
+    execute(body.format(1, 1), ints(), block=1, arch="sm_90a")
+    expect("barrier", "live mbarrier", body.format(0, 0), ints(), block=1, arch="sm_90a")
+
+
+def test_atomics_and_plain_accesses_need_an_order() -> None:
+    body = """KERNEL(int* a) {{ __shared__ int s[1]; int i = threadIdx.x;
+      if (i == 0) s[0] = 5; {} atomicAdd(s, 1); __syncthreads(); a[i] = s[0]; }}"""
+    a = ints()
+    execute(body.format("__syncthreads();"), a)
+    assert (a == 69).all()
+    expect("race", "atomic of shared byte", body.format(""), ints())
+
+
+def test_instructions_that_let_others_run_are_no_deadlock() -> None:
+    loads = "".join(f"x += p[{i}];" for i in range(20))
+    body = f"KERNEL(int* a) {{ volatile int* p = a; int x = 0; {loads} a[0] = x; }}"
+    a = ints()
+    execute(body, a, block=1)
+    assert a[0] == sum(range(20))
 
 
 # --- the rest -------------------------------------------------------------------------------------

@@ -231,6 +231,114 @@ def test_misuse(body: str, kind: str) -> None:
     assert fault.value.kind == kind
 
 
+FENCE = "wgmma.fence.sync.aligned;\n"
+A_REGISTERS = registers("a", 4, IMAGE)
+FROM_REGISTERS = product("m64n32k16", "f32.bf16.bf16", 16, A_REGISTERS, tail="1, 1, 0")
+NARROW = product("m64n24k16", "f32.bf16.bf16", 12, "%rd1")
+CHANGED_A = f"mov.b32 %a{IMAGE}, 0x3f803f80;\n"
+CHANGED_D = "mov.b32 %d0, 0;\n"
+
+
+def with_a_in_registers(body: str, **options: Any) -> dict[str, Any]:
+    """Execute `body` after SETUP with A in registers; return the report."""
+    tile, place, _, _ = tile_case("K", 32, 3)
+    _, report = execute_products(
+        SETUP + body, image_of(tile, place, 32, 0), np.zeros(SPAN, np.uint8),
+        np.zeros((4, THREADS), np.uint32), 16, **options,
+    )  # fmt: skip
+    return report
+
+
+@pytest.mark.parametrize(
+    ("between", "products"),
+    [
+        (CHANGED_D, (ONE, ONE)),
+        (CHANGED_A, (FROM_REGISTERS, FROM_REGISTERS)),
+        (CHANGED_D, ("", ONE)),
+    ],
+)
+def test_a_fence_follows_every_write_of_a_register(between: str, products: tuple[str, str]) -> None:
+    first, second = products
+    first += WAIT if first else ""
+    with_a_in_registers(first + between + FENCE + second + WAIT)
+    with pytest.raises(Fault, match="written after the last") as fault:
+        with_a_in_registers(first + FENCE + between + second + WAIT)
+    assert fault.value.kind == "async"
+
+
+def test_a_product_that_forgets_d_needs_no_fence_behind_its_writes() -> None:
+    fresh = product("m64n32k16", "f32.bf16.bf16", 16, "%rd1", scale="0")
+    with_a_in_registers(CHANGED_D + fresh + WAIT)
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        # The result of the first as A of the second, and D of another shape.
+        (product("m64n8k16", "f32.bf16.bf16", 4, registers("d", 4, 4), tail="1, 1, 0").replace(
+            registers("d", 4), registers("a", 4)), "A is the result"),
+        (NARROW, "another shape"),
+    ],
+)  # fmt: skip
+def test_only_accumulators_of_one_shape_chain(second: str, text: str) -> None:
+    with_a_in_registers(ONE + WAIT + FENCE + second + WAIT)
+    with pytest.raises(Fault, match=text) as fault:
+        with_a_in_registers(ONE + second + WAIT)
+    assert fault.value.kind == "async"
+
+
+def test_d_may_not_be_an_operand_of_an_open_product() -> None:
+    over_a = product("m64n8k16", "f32.bf16.bf16", 4, "%rd1", scale="0").replace(
+        registers("d", 4), A_REGISTERS
+    )
+    with_a_in_registers(FROM_REGISTERS + WAIT + over_a + WAIT)
+    with pytest.raises(Fault, match="D is an operand") as fault:
+        with_a_in_registers(FROM_REGISTERS + over_a + WAIT)
+    assert fault.value.kind == "async"
+
+
+def test_operands_in_registers_that_are_written_before_the_wait() -> None:
+    # A copy makes the compiler serialise; arithmetic has no such excuse.
+    report = with_a_in_registers(FROM_REGISTERS + CHANGED_A + WAIT, policy="late")
+    assert any("copied before its wait" in warning for warning in report["warnings"])
+    with pytest.raises(Fault, match="nobody waited for is used") as fault:
+        with_a_in_registers(FROM_REGISTERS + f"add.u32 %a{IMAGE}, %r1, 1;\n" + WAIT)
+    assert fault.value.kind == "async"
+
+
+# Thread 0 loads 128 bytes into the tile that the product reads.
+LOAD_OVER_A = """
+mov.u32 %r4, buffer; setp.eq.u32 %p3, %tid4, 0; ld.param.u64 %rd3, [in];
+@%p3 mbarrier.init.shared::cta.b64 [%r4+16384], 1;
+fence.mbarrier_init.release.cluster;
+bar.sync 0;
+@%p3 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r4+16384], 128;
+"""
+BULK_LOAD = (
+    "@%p3 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+    " [%r4], [%rd3], 128, [%r4+16384];\n"
+)
+FULL = "W: mbarrier.try_wait.parity.shared::cta.b64 %p4, [%r4+16384], 0;\n@!%p4 bra W;\n"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_load_into_a_tile_that_a_product_reads(policy: str) -> None:
+    right = LOAD_OVER_A + ONE + WAIT + "bar.sync 0;\n" + BULK_LOAD + FULL
+    with_a_in_registers(right, policy=policy)
+    with pytest.raises(Fault) as fault:
+        with_a_in_registers(LOAD_OVER_A + ONE + BULK_LOAD + FULL + WAIT, policy=policy)
+    assert fault.value.kind == "async"
+
+
+def test_an_operand_that_another_warp_writes_again() -> None:
+    # Warp 0 writes its 128 bytes, which all four warps read as B.
+    last = "setp.lt.u32 %p3, %tid4, 128;\n@%p3 st.shared.b32 [%r0], %r0;\n"
+    with_a_in_registers(ONE + WAIT + "bar.sync 0;\n" + last)
+    with pytest.raises(Fault, match="not ordered against the read") as fault:
+        with_a_in_registers(ONE + WAIT + last)
+    assert fault.value.kind == "race"
+
+
 def test_waiting_for_all_but_one_group_frees_the_older() -> None:
     other = "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 " + (
         registers("d", 16, 16) + ", %rd1, %rd2, %p1, 1, 1, 0, 0;\n"
@@ -311,6 +419,30 @@ def test_operands_must_be_written() -> None:
 def test_unknown_forms_are_refused(wrong: str) -> None:
     with pytest.raises(SyntaxError, match="line"):
         simple(wrong)
+
+
+def test_e4m3_products_keep_thirteen_bits_below_the_largest() -> None:
+    a, b = np.zeros((64, 32)), np.zeros((8, 32))
+    a[:, :3], b[:, :3] = [1, 2.0**-6, -1], [1, 1, 1]
+    b[:, 1] = 2.0 ** -np.arange(5, 13).clip(max=9)  # the second product is 2**-11 ... 2**-15
+    x, byte = np.arange(8)[:, None], np.arange(32)[None]
+    place = x % 8 * 16 + byte // 16 * 128 + byte % 16
+    kind = TYPES["e4m3"]
+    words_a = pack(a.astype(kind).ravel(order="F")[cute.offsets(cute.WGMMA_A["e4m3"])])
+    body = (
+        descriptor("%rd2", 1, 0, 128, 256, None)
+        + FENCE
+        + product("m64n8k32", "f32.e4m3.e4m3", 4, registers("a", 4, IMAGE), tail="1, 1")
+        + WAIT
+    )
+    words, _ = execute_products(
+        body, np.zeros(SPAN, np.uint8), image_of(b.astype(kind), place, None, 0), words_a, 4,
+        truncate_products=True,
+    )  # fmt: skip
+    second = 2.0**-6 * b[:, 1]
+    expected = np.where(second >= 2.0**-13, second, 0)
+    assert {2.0**-13, 2.0**-14} <= set(second)
+    np.testing.assert_array_equal(result_of(words, 8), np.tile(expected, (64, 1)))
 
 
 def test_truncated_products_differ_and_stay_close() -> None:

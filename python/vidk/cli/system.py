@@ -21,6 +21,7 @@ _CPU_KERNELS = {
     "qk_norm_rope_kv_write": "vidk C++, {isa}",
     "attention": "ATen flash attention on the valid prefix",
     "cross_attention": "ATen flash attention, padding folded",
+    "nvfp4_quantize": "vidk C++, {isa}",
 }
 _ENOUGH_S = 0.05
 

@@ -7,14 +7,14 @@ test or a docs entry fails `tests/ops/test_registry.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidk import reference
-from vidk.ops import attention, kv_cache, norm_rope, rope
+from vidk.ops import attention, kv_cache, norm_rope, nvfp4, rope
 from vidk.rope import band_pairs, freq_table
 
 Args = tuple[tuple[Any, ...], dict[str, Any]]
@@ -159,6 +159,15 @@ def _cross_attention_sample(*args: Any) -> Args:
     return (s.qkv()[0], k, v, s.ints([n] * shape.batch)), {}
 
 
+def _whole_scales(shape: BlockShape) -> BlockShape:
+    """Return the shape with a head dim of whole NVFP4 blocks."""
+    return replace(shape, head_dim=-(-shape.head_dim // nvfp4.BLOCK) * nvfp4.BLOCK)
+
+
+def _nvfp4_quantize_sample(shape: BlockShape, *args: Any) -> Args:
+    return (_Sampler(_whole_scales(shape), *args).qkv()[0],), {}
+
+
 def _block_bytes(shape: BlockShape, dtype: torch.dtype) -> int:
     return shape.batch * shape.tokens * shape.heads * shape.head_dim * dtype.itemsize
 
@@ -190,6 +199,12 @@ def _cross_attention_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
     n = _block_bytes(shape, dtype)
     keys = min(shape.text_tokens + 1, shape.text_len)
     return Cost(n + 2 * n * keys // shape.tokens, n, 4 * n // dtype.itemsize * keys)
+
+
+def _nvfp4_quantize_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    n = _block_bytes(_whole_scales(shape), dtype)
+    elements = n // dtype.itemsize
+    return Cost(n, elements // 2 + elements // nvfp4.BLOCK, 0)
 
 
 OPS: dict[str, Op] = {
@@ -246,6 +261,16 @@ OPS: dict[str, Op] = {
             sample=_cross_attention_sample,
             cost=_cross_attention_cost,
             floor="4 S (text tokens + 1) H D FLOPs at the library's best rate",
+        ),
+        Op(
+            name="nvfp4_quantize",
+            family="nvfp4",
+            schema=nvfp4.SCHEMA,
+            function=nvfp4.nvfp4_quantize,
+            reference=reference.nvfp4_quantize,
+            sample=_nvfp4_quantize_sample,
+            cost=_nvfp4_quantize_cost,
+            floor="read x + write half a byte an element and a byte a scale",
         ),
     )
 }

@@ -13,6 +13,7 @@ from vidk.reference.attention import (
 )
 from vidk.reference.kv_cache import kv_cache_write, kv_cache_write_public
 from vidk.reference.norm_rope import qk_norm_rope_kv_write, qk_norm_rope_kv_write_public
+from vidk.reference.nvfp4 import nvfp4_quantize, nvfp4_quantize_public
 from vidk.reference.rope import rope_3d, rope_3d_public
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "cross_attention_public",
     "kv_cache_write",
     "kv_cache_write_public",
+    "nvfp4_quantize",
+    "nvfp4_quantize_public",
     "qk_norm_rope_kv_write",
     "qk_norm_rope_kv_write_public",
     "rope_3d",

@@ -1,8 +1,9 @@
-#include "async.h"
+#include "tensor_memory.h"
 
 namespace ptxsim {
 
 void check_finished(Cta& cta) {
+  if (cta.tensor) cta.tensor->check_finished();
   if (!cta.async) return;
   for (size_t w = 0; w < cta.warps.size(); ++w) {
     const Cta::AsyncState::PerWarp& state = cta.async->warp[w];

@@ -43,6 +43,7 @@ struct Cta::AsyncState {
     std::function<void()> compute;  // none once it is done
     std::vector<Range> reads;
     std::vector<int32_t> results, inputs;  // registers
+    int n = 0, k = 0;                      // of its shape
   };
   struct PerWarp {
     std::vector<Copy> copies;
@@ -54,6 +55,7 @@ struct Cta::AsyncState {
     uint64_t products_issued = 0;
     uint32_t product_groups = 0;  // committed
     bool product_fence = false;   // wgmma.fence was executed
+    uint32_t registers = 0;       // per thread, by setmaxnreg; 0: as launched
   };
   std::vector<PerWarp> warp;
 
@@ -104,7 +106,10 @@ inline void shared_addresses(const Warp& w, const Inst& inst, int operand, Mask 
 // memory.
 void check_finished(Cta& cta);
 
-// Faults if the instruction touches registers of a matrix product that is under way.
+// What Warp::busy tells of a register: a wgmma writes or reads it, a tcgen05.ld writes it,
+// something else than a wgmma has written it since the last wgmma.fence.
+enum Busy : uint8_t { kResult = 1, kInput = 2, kLoading = 4, kUnfenced = 8 };
+// Faults if the instruction touches registers of a matrix product or a load that is under way.
 void check_busy(Warp& w, const Inst& inst);
 
 // A live mbarrier; faults on anything else. `warp` is who uses it, -1: a copy.

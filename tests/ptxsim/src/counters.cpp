@@ -28,18 +28,26 @@ int wavefronts(Mask active, const uint32_t* at, uint32_t bytes, int begin, int e
 }  // namespace
 
 void count_global(Counters::Global& c, Mask active, const uint64_t* at, uint32_t bytes) {
-  uint64_t sectors[2 * kLanes];
+  uint64_t first[kLanes];
   int n = 0;
+  bool sorted = true;
   for (int l = 0; l < kLanes; ++l) {
     if (!(active >> l & 1)) continue;
-    c.bytes += bytes;
-    // Neighbouring lanes mostly share a sector: do not even note it twice.
-    for (uint64_t s = at[l] / 32; s <= (at[l] + bytes - 1) / 32; ++s) {
-      if (n == 0 || sectors[n - 1] != s) sectors[n++] = s;
-    }
+    sorted &= n == 0 || first[n - 1] <= at[l];
+    first[n++] = at[l];
+  }
+  if (!sorted) std::sort(first, first + n);
+  // In order of their addresses, each access adds what no earlier one has asked for.
+  uint64_t byte_end = 0, sector_end = 0;
+  for (int i = 0; i < n; ++i) {
+    const uint64_t end = first[i] + bytes;
+    const uint64_t sectors = (end + 31) / 32;
+    c.bytes += end - std::min(end, std::max(byte_end, first[i]));
+    c.sectors += sectors - std::min(sectors, std::max(sector_end, first[i] / 32));
+    byte_end = std::max(byte_end, end);
+    sector_end = std::max(sector_end, sectors);
   }
   ++c.requests;
-  c.sectors += static_cast<uint64_t>(distinct(sectors, n));
 }
 
 void count_shared(Counters::Shared& c, Mask active, const uint32_t* at, uint32_t bytes) {

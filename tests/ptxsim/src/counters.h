@@ -15,7 +15,7 @@ struct Counters {
   uint64_t warp_class[static_cast<int>(Class::kCount)] = {};
 
   // Global memory through loads, stores, atomics and cp.async. `sectors` are distinct 32-byte
-  // blocks per warp-wide access; `bytes` what the lanes asked for.
+  // blocks per warp-wide access, `bytes` the distinct bytes that its lanes asked for.
   struct Global {
     uint64_t requests = 0, bytes = 0, sectors = 0;
   } load, store;

@@ -25,6 +25,7 @@ std::unordered_map<std::string, Decode>& table() {
     add_copy_ops();
     add_matrix_ops();
     add_wgmma_ops();
+    add_tcgen05_ops();
   }
   return ops;
 }

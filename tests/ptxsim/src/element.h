@@ -24,9 +24,14 @@ inline std::array<float, 256> values_of(const Format& format) {
   return values;
 }
 
+// e2m1 in the middle of a byte, as products of mixed formats have it (kind::f8f6f4).
+constexpr Type kPaddedE2m1{'m', 8};
+
 // The element of `type` in the low bits.
 inline float element_value(Type type, uint32_t bits) {
   static const std::array<float, 256> e4m3 = values_of(kE4m3), e5m2 = values_of(kE5m2);
+  constexpr float kE2m1Values[] = {0,    0.5,  1,  1.5,  2,  3,  4,  6,
+                                   -0.f, -0.5, -1, -1.5, -2, -3, -4, -6};
   switch (type.kind) {
     case 'h':
       return widen(Half{static_cast<uint16_t>(bits)});
@@ -38,6 +43,14 @@ inline float element_value(Type type, uint32_t bits) {
       return e4m3[bits & 0xff];
     case 'F':
       return e5m2[bits & 0xff];
+    case 'M':
+      return kE2m1Values[bits & 15];
+    case 'm':
+      return kE2m1Values[bits >> 2 & 15];
+    case 'U':
+      return static_cast<float>(decode_ue8m0(bits & 0xff));
+    case 'V':
+      return e4m3[bits & 0x7f];
     default:
       return float_of(bits);
   }
@@ -45,9 +58,11 @@ inline float element_value(Type type, uint32_t bits) {
 
 // Element `i` of a little-endian run of packed elements.
 inline float element_at(Type type, const void* packed, int i) {
+  const auto* from = static_cast<const uint8_t*>(packed);
+  const auto at = static_cast<size_t>(i) * type.bits / 8;
+  if (type.bits == 4) return element_value(type, from[at] >> 4 * (i & 1));
   uint32_t bits = 0;
-  const auto bytes = static_cast<size_t>(type.bits / 8);
-  std::memcpy(&bits, static_cast<const uint8_t*>(packed) + static_cast<size_t>(i) * bytes, bytes);
+  std::memcpy(&bits, from + at, type.bits / 8u);
   return element_value(type, bits);
 }
 

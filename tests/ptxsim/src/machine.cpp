@@ -9,9 +9,15 @@ namespace {
 
 constexpr uint32_t kQuantum = 256;  // instructions of a warp before the next one runs
 constexpr int32_t kPatience = 64;   // backward branches of a group before another one runs
-constexpr int kIdleRounds = 3;      // rounds of nothing but spinning that count as standing still
+// Rounds of nothing but spinning: after some, what is asynchronous completes; after many, nobody
+// can go on. A loop that waits may hold many instructions that let others run.
+constexpr int kIdleRounds = 3;
+constexpr int kDeadRounds = 10'000;
 
-uint32_t count(const uint32_t* n) { return n[0] * n[1] * n[2]; }
+uint32_t count(const uint32_t* n) {
+  const uint64_t product = uint64_t{n[0]} * n[1] * n[2];
+  return product > UINT32_MAX ? UINT32_MAX : static_cast<uint32_t>(product);
+}
 
 // Shared memory per block that a kernel may ask for, in bytes.
 uint32_t shared_limit(const std::string& target) {
@@ -578,6 +584,10 @@ void Machine::check_launch() const {
   const uint32_t threads = count(launch.block);
   if (threads == 0 || threads > 1024) fail("a block of " + std::to_string(threads) + " threads");
   if (count(launch.grid) == 0) fail("an empty grid");
+  if (launch.grid[0] > INT32_MAX || launch.grid[1] > 65535 || launch.grid[2] > 65535 ||
+      launch.block[2] > 64) {
+    fail("a grid of more than 2147483647 x 65535 x 65535 blocks, or a block of more than 64 in z");
+  }
   const uint32_t* most = program.function->maxntid;
   if (most[0] != 0 && threads > most[0] * std::max(1u, most[1]) * std::max(1u, most[2])) {
     fail("a block of " + std::to_string(threads) + " threads, more than .maxntid allows");
@@ -621,10 +631,8 @@ void Machine::run() {
       const bool any = std::any_of(ctas.begin(), ctas.end(), [&](auto& cta) {
         return cta->finish_one(launch.policy != Policy::kRandom);
       });
-      if (!any) {
-        stuck(ctas);
-      }
-      idle = 0;
+      if (any) idle = 0;
+      if (idle > kDeadRounds) stuck(ctas);
     }
   }
 }

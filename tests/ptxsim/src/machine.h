@@ -25,6 +25,7 @@ namespace ptxsim {
 
 class Machine;
 class Cta;
+class TensorMemory;
 
 // When asynchronous operations move their data.
 enum class Policy : uint8_t {
@@ -70,7 +71,7 @@ class Warp {
   std::vector<Lanes> reg;
   std::vector<Mask> defined;  // per register
   Group* current = nullptr;   // whose instruction is executing
-  // Per register, what an open matrix product still does with it (ops_wgmma.cpp); empty: nothing.
+  // Per register, what an open matrix product or load still does with it (async.h); empty: nothing.
   std::vector<uint8_t> busy;
   std::vector<uint8_t> local, local_written;  // local_bytes per lane, lane after lane
 
@@ -165,6 +166,7 @@ class Cta {
   // Per thread: open cp.async copies, see ops_copy.cpp; per warp: wgmma, bulk groups.
   struct AsyncState;
   std::shared_ptr<AsyncState> async;
+  std::shared_ptr<TensorMemory> tensor;  // none before the first tcgen05 instruction
 
  private:
   enum class Ran : uint8_t { kNothing, kSpun, kMuch };

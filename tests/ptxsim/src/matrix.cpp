@@ -18,6 +18,14 @@ double unit_of(double largest, int fraction) {
   return std::ldexp(1.0, exponent - 1 - fraction);
 }
 
+// One term of an element's sum; factors are multiplied in exactly.
+double term(const Product& p, const Tile& tile, int row, int column, int k) {
+  const double x = static_cast<double>(tile.a[row][k]) * tile.b[k][column];
+  if (p.scales == 0) return x;
+  const int s = k / (p.k / p.scales);
+  return x * tile.scale_a[row][s] * tile.scale_b[s][column];
+}
+
 // One element of the product, block after block of k.
 double truncated_dot(const Product& p, const Tile& tile, int row, int column) {
   double sum = tile.c[row][column];
@@ -26,7 +34,7 @@ double truncated_dot(const Product& p, const Tile& tile, int row, int column) {
     double largest = std::fabs(sum);
     double total = sum;  // for infinities and NaN
     for (int k = k0; k < end; ++k) {
-      const double x = static_cast<double>(tile.a[row][k]) * tile.b[k][column];
+      const double x = term(p, tile, row, column, k);
       largest = std::max(largest, std::fabs(x));
       total += x;
     }
@@ -35,7 +43,7 @@ double truncated_dot(const Product& p, const Tile& tile, int row, int column) {
     const double unit = unit_of(largest, p.numerics.fraction);
     total = cut(sum, unit);
     for (int k = k0; k < end; ++k) {
-      total += cut(static_cast<double>(tile.a[row][k]) * tile.b[k][column], unit);
+      total += cut(term(p, tile, row, column, k), unit);
     }
     // The sum goes on as f32, cut and not rounded.
     sum = total == 0 ? 0 : cut(total, std::max(unit_of(std::fabs(total), 23), 0x1p-149));
@@ -43,13 +51,40 @@ double truncated_dot(const Product& p, const Tile& tile, int row, int column) {
   return sum;
 }
 
-// Register bits of a sum.
-uint32_t result_bits(double sum, bool half) {
-  if (half) return encode(kF16, sum, Rounding::kNearest);
-  const float rounded = canonical(static_cast<float>(sum));
-  uint32_t bits;
-  std::memcpy(&bits, &rounded, sizeof bits);
-  return bits;
+// Adds to columns n0 ... n0 + 7 of the sums of a row the products of `count` k from k0 on.
+void add_products(const Tile& tile, int row, int n0, int k0, int count, double* sums) {
+  Doubles sum;
+  std::memcpy(&sum, &sums[n0], sizeof sum);
+  for (int k = k0; k < k0 + count; ++k) {
+    Floats b;
+    std::memcpy(&b, &tile.b[k][n0], sizeof b);
+    sum += static_cast<double>(tile.a[row][k]) * __builtin_convertvector(b, Doubles);
+  }
+  std::memcpy(&sums[n0], &sum, sizeof sum);
+}
+
+void add_scaled(const Product& p, Tile& tile, int row, int n0) {
+  const int length = p.k / p.scales;
+  for (int s = 0; s < p.scales; ++s) {
+    double part[Tile::kMaxN];
+    std::fill_n(&part[n0], 8, 0.0);
+    add_products(tile, row, n0, s * length, length, part);
+    for (int n = n0; n < n0 + 8; ++n) {
+      tile.c[row][n] += part[n] * tile.scale_a[row][s] * tile.scale_b[s][n];
+    }
+  }
+}
+
+// The factors that one lane holds; false, and zeros, if nobody defined them.
+bool lane_scales(const Warp& w, const Arg& data, int lane, int byte, const Product& p,
+                 float* factors) {
+  std::fill_n(factors, p.scales, 0.f);
+  if (!(w.defined_of(data) >> lane & 1)) return false;
+  const uint64_t value = w.lane_value(data, lane);
+  for (int s = 0; s < p.scales; ++s) {
+    factors[s] = scale_factor(p.scale, static_cast<uint8_t>(value >> 8 * (byte + s)));
+  }
+  return true;
 }
 
 Mask lanes_where(uint32_t bad, int (*index)(int, int), int value) {
@@ -67,6 +102,7 @@ Numerics numerics_of(const Machine& machine, Type operand) {
   const int arch = std::atoi(target.c_str() + std::min<size_t>(3, target.size()));
   if (operand.bits == 16 && arch < 90) n.block = 8;
   if (operand.bits == 8) n.block = 32;
+  if (operand.bits == 4) n.block = 64;
   // FP8 sums keep 13 bits on these.
   if (operand.bits == 8 && (arch == 89 || arch == 90)) n.fraction = 13;
   return n;
@@ -76,6 +112,43 @@ void require_whole_warp(const Warp& w, Mask active, const char* what) {
   if (active == kAllLanes && w.live == kAllLanes) return;
   throw Fault("divergence", std::string(what) + " by lanes " + hex(active) +
                                 " only: all 32 lanes of the warp must execute it");
+}
+
+uint64_t uniform(const Warp& w, const Arg& arg, const char* what) {
+  w.require(arg, kAllLanes, what);
+  const uint64_t value = w.lane_value(arg, 0);
+  for (int l = 1; l < kLanes; ++l) {
+    if (w.lane_value(arg, l) != value) {
+      throw Fault("divergence", std::string(what) + " differs between the lanes of a warp");
+    }
+  }
+  return value;
+}
+
+const ScaleRule* take_scale_rule(Decoder& d, bool blocks_too) {
+  static constexpr ScaleRule kRules[] = {
+      {"kind::mxf8f6f4", "scale_vec::1X", "block32", true, 1, "U"},
+      {"kind::mxf4", "scale_vec::2X", "block32", true, 2, "U"},
+      {"kind::mxf4nvf4", "scale_vec::2X", "block32", false, 2, "U"},
+      {"kind::mxf4nvf4", "scale_vec::4X", "block16", false, 4, "UV"},
+  };
+  if (!d.take("block_scale")) return nullptr;
+  for (const ScaleRule& rule : kRules) {
+    if (!d.has(rule.kind)) continue;
+    const bool named = d.take(rule.vector) || (blocks_too && d.take(rule.block));
+    if (!named && !rule.implied) continue;
+    d.take(rule.kind);
+    return &rule;
+  }
+  d.fail("no such kind, or no .scale_vec that goes with it");
+}
+
+uint32_t result_bits(double sum, bool half) {
+  if (half) return encode(kF16, sum, Rounding::kNearest);
+  const float rounded = canonical(static_cast<float>(sum));
+  uint32_t bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  return bits;
 }
 
 void gather_a(const Warp& w, const Inst& inst, int operand, const Product& p, Tile& tile) {
@@ -134,6 +207,32 @@ void gather_c(const Warp& w, const Inst& inst, int operand, const Product& p, Ti
   }
 }
 
+float scale_factor(Type type, uint8_t code) {
+  if (type.kind == 'V' && code & 0x80) {
+    throw Fault("unsupported", "a ue4m3 scale factor with its top bit set: " + hex(code));
+  }
+  return element_value(type, code);
+}
+
+void gather_scales_a(const Warp& w, const Arg& data, Selector from, const Product& p, Tile& tile) {
+  for (int row = 0; row < kTileRows; ++row) {
+    const int lane = 4 * (row % 8) + 2 * from.thread + row / 8;
+    if (!lane_scales(w, data, lane, from.byte, p, tile.scale_a[row])) {
+      tile.undefined_rows |= 1u << row;
+    }
+  }
+}
+
+void gather_scales_b(const Warp& w, const Arg& data, Selector from, const Product& p, Tile& tile) {
+  for (int column = 0; column < p.n; ++column) {
+    float factors[Tile::kMaxScales];
+    if (!lane_scales(w, data, 4 * column + from.thread, from.byte, p, factors)) {
+      tile.undefined_columns |= 1u << column;
+    }
+    for (int s = 0; s < p.scales; ++s) tile.scale_b[s][column] = factors[s];
+  }
+}
+
 void multiply(const Product& p, Tile& tile) {
   if (p.numerics.truncated) {
     for (int row = 0; row < kTileRows; ++row) {
@@ -143,14 +242,11 @@ void multiply(const Product& p, Tile& tile) {
   }
   for (int row = 0; row < kTileRows; ++row) {
     for (int n0 = 0; n0 < p.n; n0 += 8) {
-      Doubles sum;
-      std::memcpy(&sum, &tile.c[row][n0], sizeof sum);
-      for (int k = 0; k < p.k; ++k) {
-        Floats b;
-        std::memcpy(&b, &tile.b[k][n0], sizeof b);
-        sum += static_cast<double>(tile.a[row][k]) * __builtin_convertvector(b, Doubles);
+      if (p.scales) {
+        add_scaled(p, tile, row, n0);
+      } else {
+        add_products(tile, row, n0, 0, p.k, tile.c[row]);
       }
-      std::memcpy(&tile.c[row][n0], &sum, sizeof sum);
     }
   }
 }

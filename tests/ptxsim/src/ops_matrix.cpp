@@ -17,34 +17,66 @@ struct MmaShape {
   int bits;  // of an element of A and B
 };
 constexpr MmaShape kMmaShapes[] = {
-    {"m16n8k4", 4, 32},   {"m16n8k8", 8, 32},  {"m16n8k8", 8, 16},
-    {"m16n8k16", 16, 16}, {"m16n8k16", 16, 8}, {"m16n8k32", 32, 8},
+    {"m16n8k4", 4, 32},  {"m16n8k8", 8, 32},  {"m16n8k8", 8, 16},  {"m16n8k16", 16, 16},
+    {"m16n8k16", 16, 8}, {"m16n8k32", 32, 8}, {"m16n8k64", 64, 4},
 };
 
 // What A and B may be, and whether the accumulators may be f16.
 struct MmaTypes {
+  const char* kind;     // of instructions that name one
   const char* a_kinds;  // A and B are any two of these
   int bits;
   bool half_accumulators;
 };
 constexpr MmaTypes kMmaTypes[] = {
-    {"h", 16, true},
-    {"B", 16, false},
-    {"T", 32, false},
-    {"EF", 8, true},
+    {"", "h", 16, true},
+    {"", "B", 16, false},
+    {"", "T", 32, false},
+    {"", "EF", 8, true},
+    {"kind::f8f6f4", "EFm", 8, true},
+    {"kind::mxf8f6f4", "EFm", 8, false},
+    {"kind::mxf4", "M", 4, false},
+    {"kind::mxf4nvf4", "M", 4, false},
 };
 
-bool known(const std::string& shape, const Product& p) {
+bool known(const std::string& kind, const std::string& shape, const Product& p) {
   for (const MmaShape& s : kMmaShapes) {
     if (shape != s.name || s.bits != p.a.bits || s.bits != p.b.bits) continue;
+    // Only the instruction without a kind has 8-bit elements in this shape.
+    if (s.bits == 8 && s.k == 16 && !kind.empty()) continue;
     for (const MmaTypes& t : kMmaTypes) {
-      if (t.bits == s.bits && std::strchr(t.a_kinds, p.a.kind) &&
+      if (kind == t.kind && t.bits == s.bits && std::strchr(t.a_kinds, p.a.kind) &&
           std::strchr(t.a_kinds, p.b.kind)) {
         return t.half_accumulators || !(p.half_c || p.half_d);
       }
     }
   }
   return false;
+}
+
+// --- scale factors of mma
+
+// Operands 4 ... 7: data and selector of the factors of A, then of B.
+enum ScaleOperand { kDataA = 4, kSelectorA, kDataB, kSelectorB };
+
+// Faults, or fails to decode, unless the selector is one of those that the ISA defines.
+template <class Fail>
+Selector checked(uint64_t byte, uint64_t thread, int scales, uint64_t threads, Fail fail) {
+  const uint64_t last_byte = 4 - static_cast<uint64_t>(scales);
+  if (byte > last_byte || byte % static_cast<uint64_t>(scales) != 0 || thread >= threads) {
+    fail("no such scale selector: {" + std::to_string(byte) + ", " + std::to_string(thread) + "}");
+  }
+  return {static_cast<int>(byte), static_cast<int>(thread)};
+}
+
+// The threads of a quad that a selector can name: pairs of them for A.
+uint64_t selectable(int operand) { return operand == kSelectorA ? 2 : 4; }
+
+Selector selector(const Warp& w, const Inst& inst, int operand, int scales) {
+  const uint64_t byte = uniform(w, inst.arg(operand, 0), "a byte selector of scale factors");
+  const uint64_t thread = uniform(w, inst.arg(operand, 1), "a thread selector of scale factors");
+  return checked(byte, thread, scales, selectable(operand),
+                 [](const std::string& what) { throw Fault("unsupported", what); });
 }
 
 // D[16][8] = A[16][k] B[k][8] + C[16][8]
@@ -57,6 +89,10 @@ Flow mma(Warp& w, const Inst& inst, Mask active) {
   gather_a(w, inst, 1, p, tile);
   gather_b(w, inst, 2, p, tile);
   gather_c(w, inst, 3, p, tile, c_defined);
+  if (p.scales) {
+    gather_scales_a(w, inst.arg(kDataA), selector(w, inst, kSelectorA, p.scales), p, tile);
+    gather_scales_b(w, inst.arg(kDataB), selector(w, inst, kSelectorB, p.scales), p, tile);
+  }
   multiply(p, tile);
   scatter_d(w, inst, 0, p, tile, c_defined);
   w.cta.machine.counters.matrix_flops += static_cast<uint64_t>(2 * kTileRows * p.n * p.k);
@@ -68,6 +104,34 @@ bool accumulator(Decoder& d) {
   const Type type = d.type();
   if (!(type == Type{'f', 32}) && !(type == Type{'h', 16})) d.fail("accumulators are f32 or f16");
   return type.kind == 'h';
+}
+
+// What is left of the modifiers behind the types of A, B, C and D; returns the kind.
+std::string take_kind(Decoder& d, Product& p) {
+  const ScaleRule* rule = take_scale_rule(d, false);
+  if (rule == nullptr) return d.take("kind::f8f6f4") ? "kind::f8f6f4" : "";
+  p.scales = rule->scales;
+  p.scale = d.type();
+  if (std::strchr(rule->types, p.scale.kind) == nullptr || p.scale.bits != 8) {
+    d.fail("no such scale factors for this kind");
+  }
+  return rule->kind;
+}
+
+// One register of 32 bits, and the two values of a selector.
+void check_scale_operands(Decoder& d, const Product& p) {
+  for (int operand : {kDataA, kDataB}) {
+    if (d.inst.count(operand) != 1 || d.inst.arg(operand).bits != 32) {
+      d.fail("scale factors are one 32-bit register");
+    }
+  }
+  for (int operand : {kSelectorA, kSelectorB}) {
+    if (d.inst.count(operand) != 2) d.fail("a scale selector is {byte, thread}");
+    const Arg &byte = d.inst.arg(operand, 0), &thread = d.inst.arg(operand, 1);
+    if (byte.kind != Arg::Kind::kImmediate || thread.kind != Arg::Kind::kImmediate) continue;
+    checked(byte.value, thread.value, p.scales, selectable(operand),
+            [&](const std::string& what) { d.fail(what); });
+  }
 }
 
 void decode_mma(Decoder& d) {
@@ -83,19 +147,27 @@ void decode_mma(Decoder& d) {
   p->a = d.type();
   p->b = d.type();
   p->half_c = accumulator(d);
-  if (!known(shape, *p)) d.fail("shape and types do not go together");
+  const std::string kind = take_kind(d, *p);
+  if (kind == "kind::f8f6f4" || kind == "kind::mxf8f6f4") {
+    for (Type* type : {&p->a, &p->b}) {
+      if (type->kind == 'M') *type = kPaddedE2m1;
+    }
+    if (p->half_c != p->half_d) d.fail("C and D must have the same type");
+  }
+  if (!known(kind, shape, *p)) d.fail("shape, kind and types do not go together");
   p->k = std::atoi(shape.c_str() + std::strlen("m16n8k"));
   d.inst.execute = mma;
   d.inst.gather = Gather::kWarp;
   d.inst.cls = Class::kMatrix;
   d.inst.sets_defined = true;
-  d.finish({4});
+  d.finish({p->scales ? 8 : 4});
   const int a = kTileRows * p->k * p->a.bits / 32 / kLanes;
   const int b = p->n * p->k * p->b.bits / 32 / kLanes;
   if (d.inst.count(0) != (p->half_d ? 2 : 4) || d.inst.count(1) != a || d.inst.count(2) != b ||
       d.inst.count(3) != (p->half_c ? 2 : 4)) {
     d.fail("wrong number of registers");
   }
+  if (p->scales) check_scale_operands(d, *p);
   d.inst.extra = p;
 }
 

@@ -113,6 +113,7 @@ Flow init(Warp& w, const Inst& inst, Mask active) {
       throw Fault("unsupported", "more than 64 mbarrier objects in a block");
     }
     w.cta.shadow.write(w.index, l, at[l], 8);
+    w.cta.shadow.mark_barrier(at[l], true);
     Mbarrier& bar = w.cta.mbarriers[at[l]];
     bar.entity = SharedShadow::kWarps + w.cta.mbarriers_made++;
     bar.expected = count;
@@ -130,6 +131,7 @@ Flow inval(Warp& w, const Inst& inst, Mask active) {
     if (!(active >> l & 1)) continue;
     mbarrier_at(w.cta, w.index, at[l]);
     w.cta.mbarriers.erase(at[l]);
+    w.cta.shadow.mark_barrier(at[l], false);
   }
   return Flow::kNext;
 }
@@ -159,7 +161,8 @@ Flow arrive(Warp& w, const Inst& inst, Mask active) {
       bar.expected -= count;
     }
     // Once per warp: its lanes share a clock.
-    if (!inst.mode[kRelaxed] && &bar != released) w.cta.shadow.release(w.index, bar.arriving);
+    if (!inst.mode[kRelaxed] && &bar != released)
+      w.cta.shadow.release(w.index, bar.arriving, active);
     released = &bar;
     mbarrier_arrive(w.cta, bar, count);
   });

@@ -1,6 +1,8 @@
 // Fences, and the small instructions of warp-specialised kernels: elect, setmaxnreg, nanosleep,
 // griddepcontrol.
 
+#include <algorithm>
+
 #include "async.h"
 
 namespace ptxsim {
@@ -24,8 +26,8 @@ Flow fence_mbarrier_init(Warp& w, const Inst&, Mask) {
 
 // fence.proxy.async: what this thread wrote, or learnt of, is ordered before asynchronous accesses
 // that it issues or releases to others.
-Flow fence_proxy_async(Warp& w, const Inst&, Mask) {
-  w.cta.shadow.proxy_fence(w.index);
+Flow fence_proxy_async(Warp& w, const Inst&, Mask active) {
+  w.cta.shadow.proxy_fence(w.index, active);
   fence_mbarriers(w);
   return Flow::kNext;
 }
@@ -77,12 +79,45 @@ void decode_elect(Decoder& d) {
   d.finish({2});
 }
 
-// Registers are not scarce here; only the count is checked (PTX ISA 9.7.19.5).
+// A block's registers are those that it was launched with, and warps exchange them through a pool
+// (PTX ISA 9.7.19.5). How many each thread starts with is in the machine code; assumed: as many as
+// fit, which is what ptxas gives a kernel with .maxntid and setmaxnreg.
+constexpr uint32_t kRegisters = 65536, kMostRegisters = 248;
+
+uint32_t initial_registers(uint32_t threads) {
+  return std::min(kMostRegisters, kRegisters / threads / 8 * 8);
+}
+
+Flow give_registers(Warp& w, const Inst& inst, Mask) {
+  async_of(w).registers = static_cast<uint32_t>(inst.arg(0).value);
+  ++w.cta.progress;
+  return Flow::kNext;
+}
+
+Flow take_registers(Warp& w, const Inst& inst, Mask) {
+  const auto warps = static_cast<uint32_t>(w.cta.warps.size());
+  const uint32_t initial = initial_registers(warps * kLanes);
+  const auto wanted = static_cast<uint32_t>(inst.arg(0).value);
+  uint32_t taken = wanted;
+  for (const Warp& other : w.cta.warps) {
+    const uint32_t now = async_of(w.cta).warp[other.index].registers;
+    if (other.index != w.index) taken += now == 0 ? initial : now;
+  }
+  if (taken > warps * initial) {
+    --w.current->pc;  // tries again
+    return Flow::kYield;
+  }
+  async_of(w).registers = wanted;
+  ++w.cta.progress;
+  return Flow::kNext;
+}
+
 void decode_setmaxnreg(Decoder& d) {
-  if (d.choose({"inc", "dec"}) < 0 || !d.take("sync") || !d.take("aligned") || !d.take("u32")) {
+  const int form = d.choose({"inc", "dec"});
+  if (form < 0 || !d.take("sync") || !d.take("aligned") || !d.take("u32")) {
     d.fail("setmaxnreg is .inc or .dec, .sync.aligned.u32");
   }
-  d.inst.execute = nothing;
+  d.inst.execute = form == 0 ? take_registers : give_registers;
   d.inst.gather = Gather::kWarp;
   d.results(0);
   d.finish({1});

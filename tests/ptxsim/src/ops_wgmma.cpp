@@ -15,9 +15,6 @@ namespace ptxsim {
 namespace {
 
 constexpr int kGroupWarps = 4;
-constexpr uint32_t kChunk = 16;
-
-enum Busy : uint8_t { kResult = 1, kInput = 2 };
 
 // What the decoder found out.
 struct Form : Product {
@@ -26,64 +23,8 @@ struct Form : Product {
   bool negate_a = false, negate_b = false;
 };
 
-// --- operands in shared memory
-// --------------------------------------------------------------------
-
-// Calls f(x, k, address) for each 16-byte chunk of the operand's `rows` x k elements from `row` on.
-template <class F>
-void for_each_chunk(const Descriptor& d, bool k_major, Type type, int row, int rows, int k, F f) {
-  const uint32_t size = type.bits / 8u;
-  const int per = static_cast<int>(kChunk / size);
-  for (int x = 0; x < rows; x += k_major ? 1 : per) {
-    for (int i = 0; i < k; i += k_major ? per : 1) {
-      f(x, i, d.at(k_major, static_cast<uint32_t>(row + x), static_cast<uint32_t>(i), size));
-    }
-  }
-}
-
-// Calls f(x, k, value) for each element.
-template <class F>
-void for_each_element(Cta& cta, const Descriptor& d, bool k_major, Type type, int row, int rows,
-                      int k, F f) {
-  const int per = static_cast<int>(kChunk * 8 / type.bits);
-  for_each_chunk(d, k_major, type, row, rows, k, [&](int x, int i, uint32_t at) {
-    const uint8_t* chunk = cta.shared_at(at, kChunk, kChunk);
-    for (int e = 0; e < per; ++e) {
-      f(k_major ? x : x + e, k_major ? i + e : i, element_at(type, chunk, e));
-    }
-  });
-}
-
-// Adds the bytes that are read to `ranges`, neighbours joined.
-void note_ranges(const Descriptor& d, bool k_major, Type type, int row, int rows, int k,
-                 std::vector<Cta::AsyncState::Range>& ranges) {
-  std::vector<uint32_t> chunks;
-  for_each_chunk(d, k_major, type, row, rows, k,
-                 [&](int, int, uint32_t at) { chunks.push_back(at); });
-  std::sort(chunks.begin(), chunks.end());
-  for (uint32_t at : chunks) {
-    if (!ranges.empty() && ranges.back().at + ranges.back().bytes == at) {
-      ranges.back().bytes += kChunk;
-    } else {
-      ranges.push_back({at, kChunk});
-    }
-  }
-}
-
 // --- order
 // -------------------------------------------------------------------------------------------
-
-// The value of a scalar operand, which must be the same in all lanes.
-uint64_t uniform(const Warp& w, const Arg& arg, const char* what) {
-  w.require(arg, kAllLanes, what);
-  const uint64_t value = w.lane_value(arg, 0);
-  for (int l = 1; l < kLanes; ++l) {
-    if (w.lane_value(arg, l) != value) {
-      throw Fault("divergence", std::string(what) + " differs between the lanes of a warp");
-    }
-  }
-  return value;
-}
 
 // The warps of a group execute the same wgmma instructions with the same operands in the same
 // order.
@@ -111,13 +52,37 @@ void check_group(Warp& w, const Inst& inst, uint64_t a = 0, uint64_t b = 0) {
 }
 
 void note_busy(Warp& w) {
-  const auto& products = async_of(w).products;
-  w.busy.clear();
-  if (products.empty()) return;
-  w.busy.resize(w.reg.size());
-  for (const Cta::AsyncState::Product& p : products) {
+  for (uint8_t& busy : w.busy) busy &= kUnfenced;
+  for (const Cta::AsyncState::Product& p : async_of(w).products) {
     for (int32_t r : p.results) w.busy[static_cast<size_t>(r)] |= kResult;
     for (int32_t r : p.inputs) w.busy[static_cast<size_t>(r)] |= kInput;
+  }
+}
+
+// Threads and products access the same registers only with a wgmma.fence in between, products among
+// themselves only as accumulators of one shape (PTX ISA 9.7.15.7.1).
+void check_registers(const Warp& w, const Cta::AsyncState::Product& p, bool accumulate) {
+  const auto any = [&](const std::vector<int32_t>& registers, uint8_t what) {
+    return std::any_of(registers.begin(), registers.end(),
+                       [&](int32_t r) { return w.busy[static_cast<size_t>(r)] & what; });
+  };
+  if (any(p.inputs, kUnfenced) || (accumulate && any(p.results, kUnfenced))) {
+    throw Fault("async", "a register of A or D was written after the last wgmma.fence");
+  }
+  if (any(p.inputs, kResult)) {
+    throw Fault("async", "A is the result of a wgmma.mma_async that nobody waited for");
+  }
+  if (any(p.results, kInput)) {
+    throw Fault("async", "D is an operand of a wgmma.mma_async that nobody waited for");
+  }
+  if (!any(p.results, kResult)) return;
+  for (const Cta::AsyncState::Product& open : w.cta.async->warp[w.index].products) {
+    const bool overlaps = std::any_of(open.results.begin(), open.results.end(), [&](int32_t r) {
+      return std::find(p.results.begin(), p.results.end(), r) != p.results.end();
+    });
+    if (overlaps && (open.results != p.results || open.n != p.n || open.k != p.k)) {
+      throw Fault("async", "D is that of an open wgmma.mma_async of another shape");
+    }
   }
 }
 
@@ -142,10 +107,10 @@ void compute(Warp& w, const Inst& inst, const Form& form, uint64_t a_bits, uint6
     gather_a(w, inst, 1, form, tile);
   } else {
     const int row = kTileRows * (w.index % kGroupWarps);
-    for_each_element(w.cta, Descriptor(a_bits), form.a_k_major, form.a, row, kTileRows, form.k,
-                     [](int x, int k, float value) { tile.a[x][k] = value; });
+    for_each_element(w.cta, Descriptor::of_wgmma(a_bits), form.a_k_major, form.a, row, kTileRows,
+                     form.k, [](int x, int k, float value) { tile.a[x][k] = value; });
   }
-  for_each_element(w.cta, Descriptor(b_bits), form.b_k_major, form.b, 0, form.n, form.k,
+  for_each_element(w.cta, Descriptor::of_wgmma(b_bits), form.b_k_major, form.b, 0, form.n, form.k,
                    [](int x, int k, float value) { tile.b[k][x] = value; });
   if (form.negate_a != form.negate_b) {
     for (auto& row : tile.a) {
@@ -182,12 +147,15 @@ Flow mma_async(Warp& w, const Inst& inst, Mask active) {
   if (form.a_in_registers) {
     for (int i = 0; i < inst.count(1); ++i) p.inputs.push_back(inst.arg(1, i).reg);
   }
+  p.n = form.n;
+  p.k = form.k;
+  check_registers(w, p, accumulate);
   if (w.cta.machine.launch.checks) {
     const int row = kTileRows * (w.index % kGroupWarps);
     if (!form.a_in_registers) {
-      note_ranges(Descriptor(a), form.a_k_major, form.a, row, kTileRows, form.k, p.reads);
+      note_ranges(Descriptor::of_wgmma(a), form.a_k_major, form.a, row, kTileRows, form.k, p.reads);
     }
-    note_ranges(Descriptor(b), form.b_k_major, form.b, 0, form.n, form.k, p.reads);
+    note_ranges(Descriptor::of_wgmma(b), form.b_k_major, form.b, 0, form.n, form.k, p.reads);
     for (const Cta::AsyncState::Range& r : p.reads) {
       w.cta.shared_at(r.at, r.bytes, kChunk);
       w.cta.shadow.proxy_read_begin(w.index, r.at, r.bytes);
@@ -206,6 +174,8 @@ Flow fence(Warp& w, const Inst& inst, Mask active) {
   require_whole_warp(w, active, "wgmma.fence");
   check_group(w, inst);
   async_of(w).product_fence = true;
+  w.busy.resize(w.reg.size());  // from here on every write is noted
+  for (uint8_t& busy : w.busy) busy &= static_cast<uint8_t>(~kUnfenced);
   return Flow::kNext;
 }
 
@@ -307,13 +277,19 @@ void decode_wgmma(Decoder& d) {
 }  // namespace
 
 void check_busy(Warp& w, const Inst& inst) {
-  if (inst.execute == mma_async) return;
+  if (inst.execute == mma_async) return;  // check_registers
+  for (int32_t r : inst.written) w.busy[static_cast<size_t>(r)] |= kUnfenced;
   const auto touches = [&](const std::vector<int32_t>& registers, uint8_t what) {
     return std::any_of(registers.begin(), registers.end(),
                        [&](int32_t r) { return w.busy[static_cast<size_t>(r)] & what; });
   };
+  // What a tcgen05.ld fills may be copied: that a copy waits for it is guaranteed.
+  const bool is_mov = inst.text->opcode == "mov";
+  if ((touches(inst.read, kLoading) && !is_mov) || touches(inst.written, kLoading)) {
+    throw Fault("async", "a register of a tcgen05.ld is used before tcgen05.wait::ld");
+  }
   if (!touches(inst.read, kResult) && !touches(inst.written, kResult | kInput)) return;
-  if (inst.text->opcode != "mov") {
+  if (!is_mov) {
     throw Fault("async", "a register of a wgmma.mma_async that nobody waited for is used");
   }
   // The compiler serialises such a program: right, but slow.

@@ -191,6 +191,7 @@ void add_mbarrier_ops();
 void add_copy_ops();
 void add_matrix_ops();
 void add_wgmma_ops();
+void add_tcgen05_ops();
 void add_op(const char* opcode, Decode decode);
 
 // Where the variables of a function lie.

@@ -11,9 +11,9 @@ constexpr uint32_t kClockBits = 24;
 constexpr uint32_t kClockMask = (1u << kClockBits) - 1;
 
 std::string name_of(int entity) {
-  return entity < SharedShadow::kWarps
-             ? "warp " + std::to_string(entity)
-             : "a copy completing on mbarrier #" + std::to_string(entity - SharedShadow::kWarps);
+  return entity < SharedShadow::kWarps ? "warp " + std::to_string(entity)
+                                       : "an operation completing on mbarrier #" +
+                                             std::to_string(entity - SharedShadow::kWarps);
 }
 
 void join(SharedShadow::Clock& into, const SharedShadow::Clock& from) {
@@ -27,9 +27,12 @@ SharedShadow::SharedShadow(int warps, uint32_t base, uint32_t bytes, bool enable
   clocks_.assign(warps, Clock{});
   fence_view_.assign(warps, Clock{});
   warp_syncs_.assign(warps, 0);
+  unsynced_.assign(warps, 0);
+  synced_.assign(warps, 0);
   for (int w = 0; w < warps; ++w) clocks_[w][w] = 1;
   if (!enabled) return;
   write_.assign(bytes, 0);
+  plain_.assign(bytes, 0);
   flags_.assign(bytes, 0);
   lane_.assign(bytes, 0);
   lane_sync_.assign(bytes, 0);
@@ -43,6 +46,10 @@ void SharedShadow::race(uint32_t i, const char* what, const char* against, int e
 
 void SharedShadow::check_idle(uint32_t i, uint32_t bytes, bool writes, const char* what) const {
   for (uint32_t b = i; b < i + bytes; ++b) {
+    if (flags_[b] & kBarrier) {
+      throw Fault("barrier", std::string(what) + " of shared byte " + hex(base_ + b) +
+                                 ", which belongs to a live mbarrier");
+    }
     if (flags_[b] & kCopying) {
       throw Fault("async", std::string(what) + " of shared byte " + hex(base_ + b) +
                                ", which a copy that nobody waited for still writes");
@@ -105,6 +112,7 @@ void SharedShadow::stamp(uint32_t i, uint32_t bytes, int entity, uint32_t clock,
   const auto sync =
       static_cast<uint16_t>(entity < warps_ ? warp_syncs_[static_cast<size_t>(entity)] : 0);
   std::fill_n(write_.begin() + i, bytes, value);
+  if (!(flags & kAtomic)) std::fill_n(plain_.begin() + i, bytes, value);
   std::fill_n(flags_.begin() + i, bytes, flags);
   std::fill_n(lane_.begin() + i, bytes, static_cast<uint8_t>(lane));
   std::fill_n(lane_sync_.begin() + i, bytes, sync);
@@ -125,15 +133,24 @@ void SharedShadow::write(int warp, int lane, uint32_t at, uint32_t bytes) {
   check_read_order(warp, lane, i, bytes, "write");
   check_write_order(warp, i, bytes, "write");
   stamp(i, bytes, warp, clocks_[warp][warp], lane, kWritten);
+  unsynced_[warp] |= 1u << lane;
 }
 
 void SharedShadow::atomic(int warp, int lane, uint32_t at, uint32_t bytes) {
-  // Atomics of several warps on one word are in no order, and need none; against plain accesses the
-  // stamp of the last one stands for all.
+  // Atomics on one word are in no order, and need none; against plain accesses they do. A plain
+  // access is held against the last atomic only.
   if (!enabled_) return;
   const uint32_t i = index(at);
   check_idle(i, bytes, true, "atomic");
-  stamp(i, bytes, warp, clocks_[warp][warp], lane, kWritten);
+  for (uint32_t b = i; b < i + bytes; ++b) {
+    const int writer = static_cast<int>(plain_[b] >> kClockBits);
+    if (writer != warp && (plain_[b] & kClockMask) > clocks_[warp][writer]) {
+      race(b, "atomic", "write", writer);
+    }
+  }
+  check_write_order(warp, i, bytes, "atomic");
+  stamp(i, bytes, warp, clocks_[warp][warp], lane, kWritten | kAtomic);
+  unsynced_[warp] |= 1u << lane;
 }
 
 void SharedShadow::copy_begin(int warp, int lane, uint32_t at, uint32_t bytes) {
@@ -156,7 +173,21 @@ void SharedShadow::bulk_write(int warp, uint32_t at, uint32_t bytes, int mbarrie
   check_idle(i, bytes, true, "bulk copy");
   check_read_order(warp, -1, i, bytes, "bulk copy");
   check_write_order(warp, i, bytes, "bulk copy");
+  for (uint32_t b = i; b < i + bytes; ++b) {
+    if (flags_[b] & kWritten) check_fenced(warp, b, "bulk copy over");
+  }
   stamp(i, bytes, mbarrier, phase + 1, 0, kWritten | kAsyncProxy);
+}
+
+// What threads wrote was fenced by the writer behind its write, or by who uses it after it learnt
+// of the write.
+void SharedShadow::check_fenced(int warp, uint32_t b, const char* what) const {
+  if (flags_[b] & kAsyncProxy) return;
+  const int writer = static_cast<int>(write_[b] >> kClockBits);
+  const uint32_t clock = write_[b] & kClockMask;
+  if (fence_view_[writer][writer] >= clock || fence_view_[warp][writer] >= clock) return;
+  throw Fault("proxy", std::string(what) + " shared byte " + hex(base_ + b) +
+                           " without fence.proxy.async after the write by " + name_of(writer));
 }
 
 void SharedShadow::proxy_read_begin(int warp, uint32_t at, uint32_t bytes) {
@@ -169,36 +200,52 @@ void SharedShadow::proxy_read_begin(int warp, uint32_t at, uint32_t bytes) {
       throw Fault("uninitialised", "asynchronous read of shared byte " + hex(base_ + b) +
                                        ", which nobody has written");
     }
-    if (!(flags_[b] & kAsyncProxy)) {
-      const int writer = static_cast<int>(write_[b] >> kClockBits);
-      const uint32_t clock = write_[b] & kClockMask;
-      // Fenced by the writer behind its write, or by the reader after it learnt of the write.
-      if (fence_view_[writer][writer] < clock && fence_view_[warp][writer] < clock) {
-        throw Fault("proxy", "asynchronous read of shared byte " + hex(base_ + b) +
-                                 " without fence.proxy.async after the write by " +
-                                 name_of(writer));
-      }
-    }
+    check_fenced(warp, b, "asynchronous read of");
     if (proxy_reads_[b] == UINT8_MAX) throw Fault("unsupported", "255 reads under way");
     ++proxy_reads_[b];
   }
 }
 
 void SharedShadow::proxy_read_end(int warp, uint32_t at, uint32_t bytes) {
+  proxy_read_end(warp, clocks_[warp][warp], at, bytes);
+}
+
+void SharedShadow::proxy_read_end(int entity, uint32_t clock, uint32_t at, uint32_t bytes) {
   if (!enabled_) return;
   const uint32_t i = index(at);
   for (uint32_t b = i; b < i + bytes; ++b) --proxy_reads_[b];
-  note_read(warp, i, bytes, clocks_[warp][warp]);
+  note_read(entity, i, bytes, clock);
 }
 
-void SharedShadow::proxy_fence(int warp) {
+void SharedShadow::proxy_fence(int warp, Mask lanes) {
   fence_view_[warp] = clocks_[warp];
+  if (unsynced_[warp] & ~lanes) fence_view_[warp][warp] = synced_[warp];
   // Writes from here on are later than the fence.
   ++clocks_[warp][warp];
 }
 
+// All lanes of the warp have met: what they wrote so far is known to each of them.
+void SharedShadow::settle(int warp) {
+  if (unsynced_[warp] == 0) return;
+  unsynced_[warp] = 0;
+  synced_[warp] = clocks_[warp][warp]++;
+}
+
+void SharedShadow::warp_sync(int warp) {
+  ++warp_syncs_[warp];
+  settle(warp);
+}
+
+void SharedShadow::mark_barrier(uint32_t at, bool live) {
+  if (!enabled_) return;
+  for (uint32_t b = index(at); b < index(at) + 8; ++b) {
+    flags_[b] = static_cast<uint8_t>(live ? flags_[b] | kBarrier : flags_[b] & ~kBarrier);
+  }
+}
+
 void SharedShadow::barrier(const std::vector<int>& waiting, const std::vector<Clock>& arrived) {
   Clock all{};
+  for (int w : waiting) settle(w);
   for (int w : waiting) join(all, clocks_[w]);
   for (const Clock& c : arrived) join(all, c);
   for (int w : waiting) {
@@ -207,8 +254,11 @@ void SharedShadow::barrier(const std::vector<int>& waiting, const std::vector<Cl
   }
 }
 
-void SharedShadow::release(int warp, Clock& into) {
-  join(into, clocks_[warp]);
+void SharedShadow::release(int warp, Clock& into, Mask lanes) {
+  Clock known = clocks_[warp];
+  unsynced_[warp] &= ~lanes;
+  if (unsynced_[warp] != 0) known[warp] = std::min(known[warp], synced_[warp]);
+  join(into, known);
   ++clocks_[warp][warp];
 }
 

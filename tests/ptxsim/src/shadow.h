@@ -40,24 +40,30 @@ class SharedShadow {
   // wrote must have been fenced (fence.proxy.async) before.
   void proxy_read_begin(int warp, uint32_t at, uint32_t bytes);
   void proxy_read_end(int warp, uint32_t at, uint32_t bytes);
+  // The same for reads that are over for who has seen `clock` of `entity`.
+  void proxy_read_end(int entity, uint32_t clock, uint32_t at, uint32_t bytes);
 
   // --- order
   // --------------------------------------------------------------------------------------
-  void warp_sync(int warp) { ++warp_syncs_[warp]; }  // bar.warp.sync orders the lanes of a warp
-  void proxy_fence(int warp);                        // fence.proxy.async
+  void warp_sync(int warp);                            // bar.warp.sync orders the lanes of a warp
+  void proxy_fence(int warp, Mask lanes = kAllLanes);  // fence.proxy.async
   // A barrier that these warps completed together, and what those who only arrived had released.
   void barrier(const std::vector<int>& waiting, const std::vector<Clock>& arrived);
   const Clock& clock(int warp) const { return clocks_[warp]; }
-  // Release: `into` learns all that the warp knows; what the warp does next is later.
-  void release(int warp, Clock& into);
+  // Release: `into` learns all that the warp knows; what the warp does next is later. What lanes
+  // outside of `lanes` wrote since the last sync of the warp is not theirs to release.
+  void release(int warp, Clock& into, Mask lanes = kAllLanes);
   // Acquire: the warp learns all of `from`.
   void acquire(int warp, const Clock& from);
+
+  // The 8 bytes of an mbarrier: nothing but mbarrier instructions may touch them while it lives.
+  void mark_barrier(uint32_t at, bool live);
 
   bool initialised(uint32_t at, uint32_t bytes) const;
 
  private:
   struct Byte;
-  enum Flag : uint8_t { kWritten = 1, kCopying = 2, kAsyncProxy = 4 };
+  enum Flag : uint8_t { kWritten = 1, kCopying = 2, kAsyncProxy = 4, kBarrier = 8, kAtomic = 16 };
 
   uint32_t index(uint32_t at) const { return at - base_; }
   void check_write_order(int warp, uint32_t i, uint32_t bytes, const char* what);
@@ -65,6 +71,8 @@ class SharedShadow {
   void check_idle(uint32_t i, uint32_t bytes, bool writes, const char* what) const;
   void note_read(int entity, uint32_t i, uint32_t bytes, uint32_t clock);
   void stamp(uint32_t i, uint32_t bytes, int entity, uint32_t clock, int lane, uint8_t flags);
+  void check_fenced(int warp, uint32_t byte, const char* what) const;
+  void settle(int warp);
   [[noreturn]] void race(uint32_t i, const char* what, const char* against, int entity) const;
 
   uint32_t base_;
@@ -72,6 +80,7 @@ class SharedShadow {
   int warps_;
   // Of the last write, per byte: entity in the top 8 bits, its clock below.
   std::vector<uint32_t> write_;
+  std::vector<uint32_t> plain_;  // of the last one that was not atomic
   std::vector<uint8_t> flags_;
   std::vector<uint8_t> lane_;         // that wrote, and ...
   std::vector<uint16_t> lane_sync_;   // ... its warp's count of bar.warp.sync then
@@ -82,6 +91,8 @@ class SharedShadow {
   std::vector<Clock> clocks_;
   std::vector<Clock> fence_view_;  // clocks_[w] at w's last fence.proxy.async
   std::vector<uint32_t> warp_syncs_;
+  std::vector<Mask> unsynced_;    // lanes that wrote since the last sync of their warp ...
+  std::vector<uint32_t> synced_;  // ... and its own clock then
 };
 
 }  // namespace ptxsim
