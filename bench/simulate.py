@@ -156,7 +156,7 @@ def _row(case: Case, gpu: Gpu, kernel: str, r: dict[str, Any]) -> Row:
         kernel=kernel,
         traffic=(sectors + bulk) / part.bytes,
         unique=unique,
-        efficiency=asked / sectors,
+        efficiency=(asked + bulk) / (sectors + bulk),
         conflicts=wavefronts / ideal if ideal else 1.0,
         local=r["local_bytes"],
         instructions=warps,
