@@ -132,7 +132,7 @@ def test_every_failure_of_a_plan_is_tested() -> None:
     calls = [c for p in (ROOT / "csrc").glob("*/*_plan.cpp") for c in fail_calls(p.read_text())]
     assert len(calls) >= 4
     for arguments in calls:
-        words = [w for w in re.findall(r'"((?:[^"\\]|\\.)*)"', arguments) if len(w) > 2]
+        words = [w for w in re.findall(r'"((?:[^"\\]|\\.)*)"', arguments) if len(w) > 3]
         assert all(w in tests for w in words[:3]), f"no test of fail({arguments})"
 
 

@@ -169,15 +169,6 @@ def test_nan_in_q_stays_in_its_row(arch: str) -> None:
     assert torch.equal(got, clean)
 
 
-def test_a_forced_choice_that_cannot_be_met() -> None:
-    make = normal(torch.float32)
-    q, k = make(1, 4, 1, 128), make(1, 4, 1, 128)
-    with pytest.raises(RuntimeError, match="VIDK_ATTENTION: got 'tile' with float32, expected"):
-        attention(Sim("sm_90a"), q, k, k, ints(4), choice="tile")
-    with pytest.raises(RuntimeError, match="VIDK_ATTENTION: got 'fast', expected 'auto', 'tile'"):
-        attention(Sim("sm_90a"), q, k, k, ints(4), choice="fast")
-
-
 def test_empty() -> None:
     on = Sim("sm_90a")
     q, k = torch.zeros(1, 0, 2, 128).bfloat16(), torch.zeros(1, 4, 2, 128).bfloat16()
