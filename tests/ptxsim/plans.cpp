@@ -56,6 +56,7 @@ py::dict to_python(const LaunchPlan& plan) {
   d["shared_bytes"] = plan.shared_bytes;
   d["args"] =
       py::bytes(reinterpret_cast<const char*>(plan.args.bytes.data()), plan.args.bytes.size());
+  d["offset"] = plan.args.offset;
   d["map_at"] = plan.args.map_at;
   d["maps"] = maps;
   return d;
