@@ -135,11 +135,15 @@ std::string float_of(double value) {
   return text;
 }
 
-void check_activation(const char* op, const char* arg, const Tensor& x) {
-  if (x.dim() != 4) fail(op, arg, "shape " + shape_of(x), "4 dimensions [B, S, H, D]");
+void check_floating(const char* op, const char* arg, const Tensor& x) {
   if (!is_float(x)) {
     fail(op, arg, "dtype " + dtype_of(x), "dtype float32, bfloat16 or float16");
   }
+}
+
+void check_activation(const char* op, const char* arg, const Tensor& x) {
+  if (x.dim() != 4) fail(op, arg, "shape " + shape_of(x), "4 dimensions [B, S, H, D]");
+  check_floating(op, arg, x);
   if (!(x.size(3) <= 1 || x.stride(3) == 1)) {
     fail(op, arg, "stride " + number(x.stride(3)) + " in the last dimension", "stride 1",
          "call .contiguous()");
@@ -149,10 +153,15 @@ void check_activation(const char* op, const char* arg, const Tensor& x) {
 void check_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
                 const Tensor& ref) {
   check_activation(op, arg, x);
+  check_shaped_like(op, arg, x, ref_arg, ref);
+  check_typed_like(op, arg, x, ref_arg, ref);
+}
+
+void check_shaped_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
+                       const Tensor& ref) {
   if (!same_shape(x, ref)) {
     fail(op, arg, "shape " + shape_of(x), "the shape " + shape_of(ref) + " of " + ref_arg);
   }
-  check_typed_like(op, arg, x, ref_arg, ref);
 }
 
 void check_typed_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,

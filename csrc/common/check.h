@@ -24,9 +24,12 @@ std::string device_of(const Tensor& x);
 std::string float_of(double value);
 
 // Checks of one tensor, named as in _check.py.
+void check_floating(const char* op, const char* arg, const Tensor& x);
 void check_activation(const char* op, const char* arg, const Tensor& x);
 void check_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
                 const Tensor& ref);
+void check_shaped_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
+                       const Tensor& ref);
 void check_typed_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
                       const Tensor& ref);
 void check_on_device(const char* op, const char* arg, const Tensor& x, const char* ref_arg,

@@ -3,32 +3,13 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/parallel.h"
 #include "kv_cache/kv_cache_check.h"
+#include "kv_cache/kv_cache_copy.h"
 
 namespace vidk {
 namespace {
-
-// Copies tokens [begin, end) of one batch row; cache rows of successive tokens are successive.
-void copy_tokens(const ByteView& x, const ByteView& cache, int64_t b, int64_t begin, int64_t end,
-                 int64_t cache_begin) {
-  const int64_t token_bytes = x.heads * x.dim;
-  if (!x.heads_are_dense() || !cache.heads_are_dense()) {
-    for (int64_t i = 0; i < end - begin; ++i) {
-      for (int64_t h = 0; h < x.heads; ++h) {
-        std::memcpy(cache.row(b, cache_begin + i, h), x.row(b, begin + i, h), x.dim);
-      }
-    }
-  } else if (x.token_stride != token_bytes || cache.token_stride != token_bytes) {
-    for (int64_t i = 0; i < end - begin; ++i) {
-      std::memcpy(cache.row(b, cache_begin + i, 0), x.row(b, begin + i, 0), token_bytes);
-    }
-  } else {
-    std::memcpy(cache.row(b, cache_begin, 0), x.row(b, begin, 0), (end - begin) * token_bytes);
-  }
-}
 
 void write_block(const ByteView& x, const ByteView& cache, const int32_t* frame_slot,
                  int64_t frame_tokens) {
@@ -40,7 +21,7 @@ void write_block(const ByteView& x, const ByteView& cache, const int32_t* frame_
       const int64_t in_frame = token % frame_tokens;
       // As far as this thread, this batch row and this frame go: one run in the cache.
       const int64_t count = std::min({end - begin, x.tokens - token, frame_tokens - in_frame});
-      copy_tokens(x, cache, b, token, token + count, frame_slot[frame] * frame_tokens + in_frame);
+      copy_tokens({x, b, token}, {cache, b, frame_slot[frame] * frame_tokens + in_frame}, count);
       begin += count;
     }
   });

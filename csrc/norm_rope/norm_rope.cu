@@ -1,255 +1,148 @@
 // Device code of qk_norm_rope_kv_write. Torch-free.
 #include <cstdint>
+#include <type_traits>
 
 #include "common/kernel.cuh"
-#include "common/vector.cuh"
-#include "norm_rope/norm_rope.cuh"
+#include "norm_rope/norm_rope_block.cuh"
 
 namespace vidk::norm_rope {
 
-extern __shared__ float4 shared_data[];
+// A block's tokens, from first to last, and the cache rows of their k and v.
+template <class Index>
+struct KvWriteWalk : GridToken<Index> {
+  using Unsigned = std::make_unsigned_t<Index>;
+  using Base = GridToken<Index>;
+  using Base::batch, Base::token, Base::frame, Base::row, Base::col, Base::time, Base::new_bands;
 
-// The angles of one token into shared memory, cos then sin. Bands that the token before had too are
-// copied from its buffer, so that the tables are read only where something changed: each thread
-// reads back what it has itself written.
-__device__ void stage_angles(const NormRopeParams& p, const TokenWalk<int32_t>& token, int pairs,
-                             const float* before, float* to) {
-  if (!token.is_rotated()) return;
-  for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
-    const PairAngles angles(p.grid, pair);
-    float2 angle;
-    if (token.is_new(angles.band)) {
-      angle = angles.at(token.table_row(angles.band));
+  Index frame_base;  // first cache row of the frame, negative: no such slot
+
+  __device__ KvWriteWalk(const NormRopeParams& p, Unsigned item) {
+    const Unsigned tokens = p.tokens;
+    const Unsigned width = p.grid.width;
+    const Unsigned frame_tokens = p.grid.height * p.grid.width;
+    const Unsigned b = item / tokens;
+    const Unsigned t = item - b * tokens;
+    const Unsigned f = t / frame_tokens;
+    const Unsigned in_frame = t - f * frame_tokens;
+    batch = b;
+    token = t;
+    frame = f;
+    row = in_frame / width;
+    col = in_frame - row * width;
+    enter_frame(p);
+  }
+
+  __device__ void next(const NormRopeParams& p) {
+    new_bands = Base::kColumn;
+    ++token;
+    if (++col < static_cast<Index>(p.grid.width) && token < static_cast<Index>(p.tokens)) return;
+    col = 0;
+    if (token == static_cast<Index>(p.tokens)) {
+      token = frame = row = 0;
+      ++batch;
+      enter_frame(p);
+    } else if (++row == static_cast<Index>(p.grid.height)) {
+      row = 0;
+      ++frame;
+      enter_frame(p);
     } else {
-      angle = make_float2(before[pair], before[pairs + pair]);
-    }
-    to[pair] = angle.x;
-    to[pairs + pair] = angle.y;
-  }
-}
-
-// A thread block takes one token after another and holds its q, k and v in registers, kVecs vectors
-// of each a thread. A thread stays on one vector of D, and neighbouring threads touch neighbouring
-// vectors. One barrier a token: what is shared has two buffers. The next token's loads are issued
-// as soon as registers are free, before this one's last stores, so that memory is never idle. The
-// weights are read once for all of the block's tokens; each thread reads back from shared memory
-// what it has itself put there.
-//
-// Token counts and rows have 32 bits here; the plan sees to it.
-template <class Format, int kVecs>
-__device__ void in_registers(const NormRopeParams& p) {
-  using Vec = Vector<Format, 16>;
-  constexpr int kPairs = Vec::kPairs;
-  __shared__ float2 warp_sums[2][kMaxWarps];
-  const int head_vecs = static_cast<int>(p.head_vecs);
-  const int heads = static_cast<int>(p.heads);
-  const int pairs = head_vecs * kPairs;
-  // Shared: weights of q and k by vector and thread, then two buffers of cos and sin.
-  char* const weights = reinterpret_cast<char*>(shared_data) + threadIdx.x * Vec::kBytes;
-  const int weight_step = static_cast<int>(blockDim.x) * Vec::kBytes;
-  float* const angles = reinterpret_cast<float*>(shared_data) + 2 * kVecs * (weight_step / 4);
-  const int first_head = static_cast<int>(threadIdx.x) / head_vecs;
-  const int vec = static_cast<int>(threadIdx.x) - first_head * head_vecs;
-  const int at = vec * Vec::kBytes;
-  // The thread's heads are `pass_heads` apart; the last may be one too many.
-  const auto has = [&](int i) {
-    return first_head < p.pass_heads && first_head + i * p.pass_heads < heads;
-  };
-  const auto load = [&](Vec(&t)[kVecs], const PassRows& x, const TokenWalk<int32_t>& token) {
-    const char* from =
-        x.data + row_offset(x, token.batch, token.token) + first_head * x.head_stride + at;
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      t[i].clear();
-      if (has(i)) t[i].load_once(from);
-      from += x.pass_stride;
-    }
-  };
-  const auto store = [&](const Vec(&t)[kVecs], const PassRows& x, int32_t batch, int32_t row) {
-    char* to = x.data + row_offset(x, batch, row) + first_head * x.head_stride + at;
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      if (has(i)) t[i].store(to);
-      to += x.pass_stride;
-    }
-  };
-
-  const int64_t first = blockIdx.x * p.block_tokens;
-  int32_t left = static_cast<int32_t>(min(p.block_tokens, p.batch * p.tokens - first));
-  TokenWalk<int32_t> token(p, static_cast<uint32_t>(first));
-  Vec q[kVecs], k[kVecs], v[kVecs];
-  load(q, p.q, token);
-  load(k, p.k, token);
-  load(v, p.v, token);
-#pragma unroll
-  for (int i = 0; i < kVecs; ++i) {
-    if (has(i)) {
-      const int weight_at = ((first_head + i * p.pass_heads) * head_vecs + vec) * Vec::kBytes;
-      Vec weight;
-      weight.load(p.q_weight + weight_at);
-      weight.store_shared(weights + 2 * i * weight_step);
-      weight.load(p.k_weight + weight_at);
-      weight.store_shared(weights + (2 * i + 1) * weight_step);
+      new_bands = Base::kRow | Base::kColumn;
     }
   }
 
-  for (int buffer = 0;; buffer ^= 1) {
-    float* const cos = angles + buffer * 2 * pairs;
-    stage_angles(p, token, pairs, angles + (buffer ^ 1) * 2 * pairs, cos);
-    float2 sum = make_float2(0.0f, 0.0f);
-#pragma unroll
-    for (int i = 0; i < kVecs; ++i) {
-      sum.x = add_squares(sum.x, q[i]);
-      sum.y = add_squares(sum.y, k[i]);
-    }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) warp_sums[buffer][threadIdx.x / 32] = sum;
-    const int32_t batch = token.batch;
-    const int32_t row = token.token;
-    const int32_t cache_row = token.cache_row(p);
-    const bool is_rotated = token.is_rotated();
-    if (cache_row >= 0) store(v, p.v_cache, batch, cache_row);
-    __syncthreads();
+  // The token's cache row, or -1: the slot is data on the device, and memory outside the cache must
+  // never be touched.
+  __device__ Index kv_row(const NormRopeParams& p) const {
+    if (frame_base < 0) return -1;
+    const int64_t at =
+        static_cast<int64_t>(frame_base) + row * static_cast<Index>(p.grid.width) + col;
+    return at < p.cache_rows ? static_cast<Index>(at) : -1;
+  }
 
-    const bool is_last = --left == 0;
-    if (!is_last) {
-      token.next(p);
-      // Nothing was staged for a token that is not rotated.
-      if (!is_rotated) token.new_bands = token.kAllBands;
-      load(v, p.v, token);
-    }
-    const float2 scale = scales(p, warp_sums[buffer]);
-    float c[kPairs], s[kPairs];
-    set_identity(c, s);
-    if (is_rotated && has(0)) {
-      load_shared(cos + vec * kPairs, c);
-      load_shared(cos + pairs + vec * kPairs, s);
-    }
-    const auto norm_rotate_all = [&](Vec(&t)[kVecs], float t_scale, int which) {
+ private:
+  __device__ void enter_frame(const NormRopeParams& p) {
+    new_bands = Base::kAllBands;
+    time = time_row(p.grid, frame);
+    const Index slot = __ldg(p.frame_slot + frame);
+    const Index frame_tokens = p.grid.height * p.grid.width;
+    // Compared before multiplied: a hostile slot times frame_tokens could overflow.
+    const bool is_slot = slot >= 0 && slot <= static_cast<Index>(p.cache_rows) / frame_tokens;
+    frame_base = is_slot ? slot * frame_tokens : -1;
+  }
+};
+
+// q goes to its output, k and v to the cache.
+struct KvWrite {
+  using Params = NormRopeParams;
+  using OutRows = PassRows;
+  template <class Index>
+  using Walk = KvWriteWalk<Index>;
+
+  static constexpr bool kMayLack = false;
+  static __device__ bool has(const PassRows&) { return true; }
+  static __device__ int64_t head_offset(const Params&, const PassRows& x, int64_t head) {
+    return head * x.head_stride;
+  }
+
+  // A thread's heads are equally far apart.
+  template <int kVecs>
+  struct ThreadHeads {
+    int first_head, at;
+
+    __device__ ThreadHeads(const Params&, int first_head, int at)
+        : first_head(first_head), at(at) {}
+    template <class Visit>
+    __device__ void visit(const PassRows& x, char* token, Visit&& visit) const {
+      char* to = token + first_head * x.head_stride + at;
 #pragma unroll
       for (int i = 0; i < kVecs; ++i) {
-        if (has(i)) {
-          Vec weight;
-          weight.load_shared(weights + (2 * i + which) * weight_step);
-          norm_rotate(t[i], weight, t_scale, c, s);
-        }
-      }
-    };
-    norm_rotate_all(q, scale.x, 0);
-    store(q, p.q_out, batch, row);
-    if (!is_last) load(q, p.q, token);
-    if (cache_row >= 0) {
-      norm_rotate_all(k, scale.y, 1);
-      store(k, p.k_cache, batch, cache_row);
-    }
-    if (is_last) return;
-    load(k, p.k, token);
-  }
-}
-
-// For rows that registers cannot hold, and for narrow accesses: q and k are read a second time
-// after the sum, most likely from a cache.
-template <class Format, int kAccess>
-__device__ void in_two_passes(const NormRopeParams& p) {
-  using Vec = Vector<Format, kAccess>;
-  constexpr int kPairs = Vec::kPairs;
-  __shared__ float2 warp_sums[kMaxWarps];
-  const int64_t head_step = blockDim.x / p.head_vecs;
-  const int64_t vec_step = blockDim.x - head_step * p.head_vecs;
-  // Calls do(head, vec) for the thread's vectors of a row.
-  const auto for_vectors = [&](auto&& do_vector) {
-    int64_t head = threadIdx.x / p.head_vecs;
-    int64_t vec = threadIdx.x - head * p.head_vecs;
-    while (head < p.heads) {
-      do_vector(head, vec);
-      head += head_step;
-      vec += vec_step;
-      if (vec >= p.head_vecs) {
-        vec -= p.head_vecs;
-        ++head;
+        visit(i, to);
+        to += x.pass_stride;
       }
     }
   };
-
-  const int64_t items = p.batch * p.tokens;
-  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const TokenWalk<int64_t> token(p, item);
-    const int64_t cache_row = token.cache_row(p);
-    const char* const q = p.q.data + row_offset(p.q, token.batch, token.token);
-    const char* const k = p.k.data + row_offset(p.k, token.batch, token.token);
-    const char* const v = p.v.data + row_offset(p.v, token.batch, token.token);
-    char* const q_out = p.q_out.data + row_offset(p.q_out, token.batch, token.token);
-    char* const k_cache = p.k_cache.data + row_offset(p.k_cache, token.batch, cache_row);
-    char* const v_cache = p.v_cache.data + row_offset(p.v_cache, token.batch, cache_row);
-
-    float2 sum = make_float2(0.0f, 0.0f);
-    for_vectors([&](int64_t head, int64_t vec) {
-      const int64_t at = vec * Vec::kBytes;
-      Vec t_q, t_k, t_v;
-      t_q.load(q + head * p.q.head_stride + at);
-      t_k.load(k + head * p.k.head_stride + at);
-      t_v.load_once(v + head * p.v.head_stride + at);
-      sum.x = add_squares(sum.x, t_q);
-      sum.y = add_squares(sum.y, t_k);
-      if (cache_row >= 0) t_v.store(v_cache + head * p.v_cache.head_stride + at);
-    });
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    const float2 scale = scales(p, warp_sums);
-
-    const bool is_rotated = token.is_rotated();
-    for_vectors([&](int64_t head, int64_t vec) {
-      const int64_t at = vec * Vec::kBytes;
-      const int64_t weight_at = (head * p.head_vecs + vec) * Vec::kBytes;
-      float c[kPairs], s[kPairs];
-      set_identity(c, s);
-      if (is_rotated) {
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          const PairAngles angles(p.grid, vec * kPairs + i);
-          const float2 angle = angles.at(token.table_row(angles.band));
-          c[i] = angle.x;
-          s[i] = angle.y;
-        }
-      }
-      Vec t, weight;
-      t.load(q + head * p.q.head_stride + at);
-      weight.load(p.q_weight + weight_at);
-      norm_rotate(t, weight, scale.x, c, s);
-      t.store(q_out + head * p.q_out.head_stride + at);
-      if (cache_row >= 0) {
-        t.load(k + head * p.k.head_stride + at);
-        weight.load(p.k_weight + weight_at);
-        norm_rotate(t, weight, scale.y, c, s);
-        t.store(k_cache + head * p.k_cache.head_stride + at);
-      }
-    });
-    __syncthreads();
-  }
-}
+};
 
 }  // namespace vidk::norm_rope
 
 using namespace vidk;
-VIDK_KERNEL(vidk_norm_rope_bf16_x1, NormRopeParams, (256, 4), norm_rope::in_registers<BFloat16, 1>)
-VIDK_KERNEL(vidk_norm_rope_bf16_x2, NormRopeParams, (256, 3), norm_rope::in_registers<BFloat16, 2>)
-VIDK_KERNEL(vidk_norm_rope_bf16_x4, NormRopeParams, (512, 1), norm_rope::in_registers<BFloat16, 4>)
-VIDK_KERNEL(vidk_norm_rope_f16_x1, NormRopeParams, (256, 4), norm_rope::in_registers<Float16, 1>)
-VIDK_KERNEL(vidk_norm_rope_f16_x2, NormRopeParams, (256, 3), norm_rope::in_registers<Float16, 2>)
-VIDK_KERNEL(vidk_norm_rope_f16_x4, NormRopeParams, (512, 1), norm_rope::in_registers<Float16, 4>)
-VIDK_KERNEL(vidk_norm_rope_f32_x1, NormRopeParams, (256, 4), norm_rope::in_registers<Float32, 1>)
-VIDK_KERNEL(vidk_norm_rope_f32_x2, NormRopeParams, (256, 3), norm_rope::in_registers<Float32, 2>)
-VIDK_KERNEL(vidk_norm_rope_f32_x4, NormRopeParams, (512, 1), norm_rope::in_registers<Float32, 4>)
+VIDK_KERNEL(vidk_norm_rope_bf16_x1, NormRopeParams, (256, 4),
+            norm_rope::in_registers<norm_rope::KvWrite, BFloat16, 1>)
+VIDK_KERNEL(vidk_norm_rope_bf16_x2, NormRopeParams, (256, 3),
+            norm_rope::in_registers<norm_rope::KvWrite, BFloat16, 2>)
+VIDK_KERNEL(vidk_norm_rope_bf16_x4, NormRopeParams, (512, 1),
+            norm_rope::in_registers<norm_rope::KvWrite, BFloat16, 4>)
+VIDK_KERNEL(vidk_norm_rope_f16_x1, NormRopeParams, (256, 4),
+            norm_rope::in_registers<norm_rope::KvWrite, Float16, 1>)
+VIDK_KERNEL(vidk_norm_rope_f16_x2, NormRopeParams, (256, 3),
+            norm_rope::in_registers<norm_rope::KvWrite, Float16, 2>)
+VIDK_KERNEL(vidk_norm_rope_f16_x4, NormRopeParams, (512, 1),
+            norm_rope::in_registers<norm_rope::KvWrite, Float16, 4>)
+VIDK_KERNEL(vidk_norm_rope_f32_x1, NormRopeParams, (256, 4),
+            norm_rope::in_registers<norm_rope::KvWrite, Float32, 1>)
+VIDK_KERNEL(vidk_norm_rope_f32_x2, NormRopeParams, (256, 3),
+            norm_rope::in_registers<norm_rope::KvWrite, Float32, 2>)
+VIDK_KERNEL(vidk_norm_rope_f32_x4, NormRopeParams, (512, 1),
+            norm_rope::in_registers<norm_rope::KvWrite, Float32, 4>)
 VIDK_KERNEL(vidk_norm_rope_bf16_16B, NormRopeParams, (512, 2),
-            norm_rope::in_two_passes<BFloat16, 16>)
-VIDK_KERNEL(vidk_norm_rope_bf16_8B, NormRopeParams, (512, 2), norm_rope::in_two_passes<BFloat16, 8>)
-VIDK_KERNEL(vidk_norm_rope_bf16_4B, NormRopeParams, (512, 2), norm_rope::in_two_passes<BFloat16, 4>)
-VIDK_KERNEL(vidk_norm_rope_bf16_2B, NormRopeParams, (512, 2), norm_rope::in_two_passes<BFloat16, 2>)
-VIDK_KERNEL(vidk_norm_rope_f16_16B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float16, 16>)
-VIDK_KERNEL(vidk_norm_rope_f16_8B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float16, 8>)
-VIDK_KERNEL(vidk_norm_rope_f16_4B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float16, 4>)
-VIDK_KERNEL(vidk_norm_rope_f16_2B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float16, 2>)
-VIDK_KERNEL(vidk_norm_rope_f32_16B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float32, 16>)
-VIDK_KERNEL(vidk_norm_rope_f32_8B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float32, 8>)
-VIDK_KERNEL(vidk_norm_rope_f32_4B, NormRopeParams, (512, 2), norm_rope::in_two_passes<Float32, 4>)
+            norm_rope::in_two_passes<norm_rope::KvWrite, BFloat16, 16>)
+VIDK_KERNEL(vidk_norm_rope_bf16_8B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, BFloat16, 8>)
+VIDK_KERNEL(vidk_norm_rope_bf16_4B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, BFloat16, 4>)
+VIDK_KERNEL(vidk_norm_rope_bf16_2B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, BFloat16, 2>)
+VIDK_KERNEL(vidk_norm_rope_f16_16B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float16, 16>)
+VIDK_KERNEL(vidk_norm_rope_f16_8B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float16, 8>)
+VIDK_KERNEL(vidk_norm_rope_f16_4B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float16, 4>)
+VIDK_KERNEL(vidk_norm_rope_f16_2B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float16, 2>)
+VIDK_KERNEL(vidk_norm_rope_f32_16B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float32, 16>)
+VIDK_KERNEL(vidk_norm_rope_f32_8B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float32, 8>)
+VIDK_KERNEL(vidk_norm_rope_f32_4B, NormRopeParams, (512, 2),
+            norm_rope::in_two_passes<norm_rope::KvWrite, Float32, 4>)

@@ -1,8 +1,7 @@
-// What both kernels of qk_norm_rope_kv_write are made of. Device code, torch-free.
+// What the kernels that normalise and rotate are made of. Device code, torch-free.
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "common/vector.cuh"
 #include "norm_rope/norm_rope_kernel.h"
@@ -12,78 +11,22 @@ namespace vidk::norm_rope {
 
 constexpr int kMaxWarps = 16;
 
-// Walks over successive tokens: where each lies in the block, and where it goes in the caches.
-// Index is the type of token counts, cache rows and table rows; memory offsets have 64 bits always.
+// One of successive tokens. Index is the type of token counts, cache rows and table rows; memory
+// offsets have 64 bits always.
 template <class Index>
-struct TokenWalk {
-  using Unsigned = std::make_unsigned_t<Index>;
+struct GridToken {
   static constexpr uint32_t kRow = 2, kColumn = 4, kAllBands = 7;
 
   Index batch, token;
   Index frame, row, col;
-  int32_t time;      // row of the time table, negative: not rotated
-  Index frame_base;  // first cache row of the frame, negative: no such slot
+  int32_t time;  // row of the time table, negative: not rotated
   // A bit for each band whose angles differ from those of the token before.
   uint32_t new_bands;
-
-  __device__ TokenWalk(const NormRopeParams& p, Unsigned item) {
-    const Unsigned tokens = p.tokens;
-    const Unsigned width = p.grid.width;
-    const Unsigned frame_tokens = p.grid.height * p.grid.width;
-    const Unsigned b = item / tokens;
-    const Unsigned t = item - b * tokens;
-    const Unsigned f = t / frame_tokens;
-    const Unsigned in_frame = t - f * frame_tokens;
-    batch = b;
-    token = t;
-    frame = f;
-    row = in_frame / width;
-    col = in_frame - row * width;
-    enter_frame(p);
-  }
-
-  __device__ void next(const NormRopeParams& p) {
-    new_bands = kColumn;
-    ++token;
-    if (++col < static_cast<Index>(p.grid.width) && token < static_cast<Index>(p.tokens)) return;
-    col = 0;
-    if (token == static_cast<Index>(p.tokens)) {
-      token = frame = row = 0;
-      ++batch;
-      enter_frame(p);
-    } else if (++row == static_cast<Index>(p.grid.height)) {
-      row = 0;
-      ++frame;
-      enter_frame(p);
-    } else {
-      new_bands = kRow | kColumn;
-    }
-  }
-
-  // The token's cache row, or -1: the slot is data on the device, and memory outside the cache must
-  // never be touched.
-  __device__ Index cache_row(const NormRopeParams& p) const {
-    if (frame_base < 0) return -1;
-    const int64_t at =
-        static_cast<int64_t>(frame_base) + row * static_cast<Index>(p.grid.width) + col;
-    return at < p.cache_rows ? static_cast<Index>(at) : -1;
-  }
 
   __device__ bool is_rotated() const { return time >= 0; }
   __device__ bool is_new(int band) const { return new_bands >> band & 1; }
   __device__ Index table_row(int band) const {
     return band == 0 ? static_cast<Index>(time) : band == 1 ? row : col;
-  }
-
- private:
-  __device__ void enter_frame(const NormRopeParams& p) {
-    new_bands = kAllBands;
-    time = time_row(p.grid, frame);
-    const Index slot = __ldg(p.frame_slot + frame);
-    const Index frame_tokens = p.grid.height * p.grid.width;
-    // Compared before multiplied: a hostile slot times frame_tokens could overflow.
-    const bool is_slot = slot >= 0 && slot <= static_cast<Index>(p.cache_rows) / frame_tokens;
-    frame_base = is_slot ? slot * frame_tokens : -1;
   }
 };
 
@@ -113,7 +56,7 @@ __device__ inline float2 warp_sum(float2 sum) {
 }
 
 // 1 / sqrt(mean(x^2) + eps) of q and k, from the sums of the warps.
-__device__ inline float2 scales(const NormRopeParams& p, const float2* warp_sums) {
+__device__ inline float2 scales(const NormRopeTokens& p, const float2* warp_sums) {
   float2 sum = make_float2(0.0f, 0.0f);
   for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) {
     sum.x += warp_sums[warp].x;

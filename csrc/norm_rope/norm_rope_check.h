@@ -9,8 +9,8 @@
 namespace vidk {
 
 inline void check_norm_weight(const char* op, const char* arg, const Tensor& weight,
-                              const Tensor& q) {
-  const int64_t channels = q.size(2) * q.size(3);
+                              const char* x_arg, const Tensor& x) {
+  const int64_t channels = x.size(2) * x.size(3);
   if (weight.dim() != 1 || weight.size(0) != channels) {
     fail(op, arg, "shape " + shape_of(weight),
          "shape [H * D] = [" + std::to_string(channels) + "]");
@@ -18,7 +18,7 @@ inline void check_norm_weight(const char* op, const char* arg, const Tensor& wei
   if (!weight.is_contiguous()) {
     fail(op, arg, "a strided weight", "a contiguous one", "call .contiguous()");
   }
-  check_typed_like(op, arg, weight, "q", q);
+  check_typed_like(op, arg, weight, x_arg, x);
 }
 
 inline void check_qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -31,8 +31,8 @@ inline void check_qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const 
   check_activation(op, "q", q);
   check_like(op, "k", k, "q", q);
   check_like(op, "v", v, "q", q);
-  check_norm_weight(op, "q_weight", q_weight, q);
-  check_norm_weight(op, "k_weight", k_weight, q);
+  check_norm_weight(op, "q_weight", q_weight, "q", q);
+  check_norm_weight(op, "k_weight", k_weight, "q", q);
   if (!(eps >= 0)) fail(op, "eps", float_of(eps), "a value of at least 0");
   check_int_vector(op, "frame_pos", frame_pos, "q", q);
   check_int_vector(op, "frame_slot", frame_slot, "q", q);

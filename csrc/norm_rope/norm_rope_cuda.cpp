@@ -34,18 +34,13 @@ Tensor qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const Tensor& v,
 
   Tensor q_out = torch::stable::new_empty(q, q.sizes());
   const NormRopePlanArgs args{
-      element_of(q),
-      byte_view(q),
-      byte_view(k),
-      byte_view(v),
+      {element_of(q), byte_view(q), byte_view(k), byte_view(v), q_weight.const_data_ptr(),
+       k_weight.const_data_ptr(), static_cast<float>(eps),
+       rope_grid(frame_pos, time_freqs, space_freqs, height, width, 0, frame_tokens)},
       byte_view(q_out),
       byte_view(k_cache),
       byte_view(v_cache),
-      q_weight.const_data_ptr(),
-      k_weight.const_data_ptr(),
-      static_cast<float>(eps),
-      frame_slot.const_data_ptr<int32_t>(),
-      rope_grid(frame_pos, time_freqs, space_freqs, height, width, 0, frame_tokens)};
+      frame_slot.const_data_ptr<int32_t>()};
   launch(op, plan_qk_norm_rope_kv_write(args, device_info(op, device)), device);
   return q_out;
 }

@@ -42,6 +42,14 @@ class TokenAngles {
     fill(kTime);
   }
 
+  // The angles of no rotation.
+  void clear() {
+    for (int64_t p = 0; p < grid_.time_pairs + 2 * grid_.space_pairs; ++p) {
+      cos[p] = 1.0f;
+      sin[p] = 0.0f;
+    }
+  }
+
   void next() {
     ++token_;
     if (--slice_left_ == 0) return seek(token_);

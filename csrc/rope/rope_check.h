@@ -21,6 +21,18 @@ inline void check_grid_size(const char* op, const Tensor& x, const Tensor& frame
   }
 }
 
+// Which of the block's tokens are there.
+inline void check_shard(const char* op, int64_t height, int64_t width, int64_t token_offset,
+                        std::optional<int64_t> slice_tokens) {
+  if (token_offset < 0) {
+    fail(op, "token_offset", std::to_string(token_offset), "a token index of at least 0");
+  }
+  if (slice_tokens && (*slice_tokens < 1 || *slice_tokens > height * width)) {
+    fail(op, "slice_tokens", std::to_string(*slice_tokens),
+         "between 1 and height * width = " + std::to_string(height * width));
+  }
+}
+
 inline void check_rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor& time_freqs,
                           const Tensor& space_freqs, int64_t height, int64_t width,
                           int64_t token_offset, std::optional<int64_t> slice_tokens) {
@@ -29,13 +41,7 @@ inline void check_rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor
   check_int_vector(op, "frame_pos", frame_pos, "x", x);
   check_rope_tables(op, "x", x, time_freqs, space_freqs, height, width);
   check_grid_size(op, x, frame_pos, height, width);
-  if (token_offset < 0) {
-    fail(op, "token_offset", std::to_string(token_offset), "a token index of at least 0");
-  }
-  if (slice_tokens && (*slice_tokens < 1 || *slice_tokens > height * width)) {
-    fail(op, "slice_tokens", std::to_string(*slice_tokens),
-         "between 1 and height * width = " + std::to_string(height * width));
-  }
+  check_shard(op, height, width, token_offset, slice_tokens);
 }
 
 }  // namespace vidk

@@ -11,6 +11,7 @@ from vidk._native import build_info
 from vidk._version import __version__
 from vidk.ops._library import LIBRARY
 from vidk.ops.attention import attention, cross_attention
+from vidk.ops.exchange import qk_norm_rope_pack, unpack_kv_write
 from vidk.ops.kv_cache import kv_cache_write
 from vidk.ops.norm_rope import qk_norm_rope_kv_write
 from vidk.ops.nvfp4 import nvfp4_quantize
@@ -28,5 +29,7 @@ __all__ = [
     "kv_cache_write",
     "nvfp4_quantize",
     "qk_norm_rope_kv_write",
+    "qk_norm_rope_pack",
     "rope_3d",
+    "unpack_kv_write",
 ]

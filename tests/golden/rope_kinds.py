@@ -66,16 +66,35 @@ def check_shards(golden: Golden) -> None:
                 shard = {"token_offset": rank * per_frame, "slice_tokens": per_frame}
             y = rotate(shards[rank : rank + 1], p["grid"], p, **shard)
             check_rotated(y[0], expected[rank], f"{name} rank {rank}", p)
+            check_packed(shards[rank : rank + 1], expected[rank], f"{name} rank {rank}", p, **shard)
+
+
+def check_packed(x: Tensor, expected: Tensor, name: str, p: dict[str, Any], **shard: int) -> None:
+    """Packing rotates in the same way, after a norm of weight one: undo that and the packing."""
+    heads, dim = x.shape[2:]
+    packed = vidk.qk_norm_rope_pack(
+        x, None, None, torch.ones(heads * dim), None, 0.0, *index(p, dim), heads, **shard
+    )
+    scale = x[0].flatten(1).double().square().mean(-1).sqrt()[:, None, None]
+    y = packed[:, 0, 0, :, 0].transpose(0, 1).double() * scale
+    # Relative to the rank's largest value: the norm has roundings of its own.
+    error = (y - expected).abs().max() / expected.abs().max().clamp_min(1)
+    assert not error > 1e-6, f"{name}, packed: {error:.2g}"
 
 
 def rotate(x: Tensor, grid: list[int], p: dict[str, Any], **shard: int) -> Tensor:
     """Rotate with the positions of a case: `(start + i + offset) * scale`."""
-    frames, height, width = grid
-    table = RopeTable(x.size(-1), height, width)
+    return vidk.rope_3d(x, *index(p | {"grid": grid}, x.size(-1)), **shard)
+
+
+def index(p: dict[str, Any], head_dim: int) -> tuple[Any, ...]:
+    """Return the positions of a case's frames, the tables and the grid."""
+    frames, height, width = p["grid"]
+    table = RopeTable(head_dim, height, width)
     offset, scale = p.get("temporal_offset", 0.0), p.get("t_scale", 1.0)
     rows = table.rows_of([(p["start_frame"] + i + offset) * scale for i in range(frames)])
     frame_pos = torch.tensor(rows, dtype=torch.int32)
-    return vidk.rope_3d(x, frame_pos, table.time, table.space, height, width, **shard)
+    return frame_pos, table.time, table.space, height, width
 
 
 def check_rotated(y: Tensor, expected: Tensor, name: str, p: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .error_checks import (
     Arguments,
@@ -13,12 +15,15 @@ from .error_checks import (
     activation,
     block_fits,
     cache,
+    cast,
     every_second,
     int_vector,
     like,
     put,
     put_new,
     rope_tables,
+    shape,
+    shorter,
     typed_like,
     valid,
 )
@@ -88,7 +93,18 @@ def positions(op: str) -> Iterator[Row]:
         )
 
 
-def memory(op: str, inputs: str) -> Iterator[Row]:
+def rows_of(cache: Tensor, begin: int, like: Tensor) -> Tensor:
+    """Return the cache's rows from `begin` on as a block."""
+    return cache[:, begin : begin + 12]
+
+
+def run_of(cache: Tensor, begin: int, like: Tensor) -> Tensor:
+    """Return the cache's memory from that of row `begin` on as a contiguous tensor."""
+    at = begin * cache.stride(1)
+    return cache.view(-1)[at : at + like.numel()].view(like.shape)
+
+
+def memory(op: str, inputs: str, part: Callable[..., Tensor] = rows_of) -> Iterator[Row]:
     """Caches whose elements share memory, with themselves or with another argument."""
     shared = (
         lambda x: x[:1].expand(x.shape),
@@ -108,8 +124,8 @@ def memory(op: str, inputs: str) -> Iterator[Row]:
     for cache_arg in ("k_cache", "v_cache"):
         for x in inputs:
             for begin in (0, 12):
-                rows = slice(begin, begin + 12)
-                aliases.append((cache_arg, x, lambda a, c=cache_arg, x=x, r=rows: {x: a[c][:, r]}))
+                change = lambda a, c=cache_arg, x=x, n=begin: {x: part(a[c], n, a[x])}  # noqa: E731
+                aliases.append((cache_arg, x, change))
     for arg, other, change in aliases:
         yield Row(
             op,
@@ -143,8 +159,7 @@ def lengths(op: str, arg: str, rows: int, of: str, batch: int) -> Iterator[Row]:
             )
 
 
-def weight(arg: str) -> Iterator[Row]:
-    op = "qk_norm_rope_kv_write"
+def weight(op: str, arg: str, ref: str) -> Iterator[Row]:
     for change, got in (
         (lambda w: w[:23], "[23]"),
         (lambda w: w.view(2, 12), "[2, 12]"),
@@ -153,7 +168,27 @@ def weight(arg: str) -> Iterator[Row]:
         yield Row(op, arg, put(arg, change), f"shape {got}", "shape [H * D] = [24]")
     change = put(arg, every_second)
     yield Row(op, arg, change, "a strided weight", "a contiguous one", "call .contiguous()")
-    yield from typed_like(op, arg, "q")
+    yield from typed_like(op, arg, ref)
+
+
+def epsilon(op: str) -> Iterator[Row]:
+    for value, text in (
+        (-1.0, "-1.0"),
+        (-1e-6, "-1e-06"),
+        (-1.5e20, "-1.5e+20"),
+        (float("nan"), "nan"),
+        (-float("inf"), "-inf"),
+    ):
+        yield Row(op, "eps", put_new("eps", value), text, "a value of at least 0")
+
+
+def shard(op: str) -> Iterator[Row]:
+    for value in (-1, -(2**62)):
+        change = put_new("token_offset", value)
+        yield Row(op, "token_offset", change, f"{value}", "a token index of at least 0")
+    for value in (0, -3, 7):
+        change = put_new("slice_tokens", value)
+        yield Row(op, "slice_tokens", change, f"{value}", "between 1 and height * width = 6")
 
 
 def rope_rows() -> Iterator[Row]:
@@ -169,12 +204,7 @@ def rope_rows() -> Iterator[Row]:
         "2 time pairs and 2 x 2 space pairs",
         "D / 2 pairs in all for D = 11",
     )
-    for value in (-1, -(2**62)):
-        change = put_new("token_offset", value)
-        yield Row(op, "token_offset", change, f"{value}", "a token index of at least 0")
-    for value in (0, -3, 7):
-        change = put_new("slice_tokens", value)
-        yield Row(op, "slice_tokens", change, f"{value}", "between 1 and height * width = 6")
+    yield from shard(op)
     yield from positions(op)
 
 
@@ -198,16 +228,9 @@ def norm_rope_rows() -> Iterator[Row]:
     yield from activation(op, "q")
     yield from like(op, "k", "q")
     yield from like(op, "v", "q")
-    yield from weight("q_weight")
-    yield from weight("k_weight")
-    for value, text in (
-        (-1.0, "-1.0"),
-        (-1e-6, "-1e-06"),
-        (-1.5e20, "-1.5e+20"),
-        (float("nan"), "nan"),
-        (-float("inf"), "-inf"),
-    ):
-        yield Row(op, "eps", put_new("eps", value), text, "a value of at least 0")
+    yield from weight(op, "q_weight", "q")
+    yield from weight(op, "k_weight", "q")
+    yield from epsilon(op)
     yield from int_vector(op, "frame_pos", "q")
     yield from int_vector(op, "frame_slot", "q")
     yield from rope_tables(op, "q")
@@ -218,6 +241,105 @@ def norm_rope_rows() -> Iterator[Row]:
     yield from block_fits(op, "frame_slot", "q")
     yield from memory(op, "qkv")
     yield from positions(op)
+    yield from slots(op)
+
+
+def pack_rows() -> Iterator[Row]:
+    op = "qk_norm_rope_pack"
+    yield from activation(op, "q")
+    yield from like(op, "k", "q")
+    yield from like(op, "v", "q")
+    # Whichever comes first is what the others are like.
+    without = {"q": None, "q_weight": None}
+    for row in (*activation(op, "k"), *like(op, "v", "k")):
+        yield replace(row, change=lambda args, r=row: without | r.change(args))
+    for row in activation(op, "v"):
+        change = lambda args, r=row: without | {"k": None, "k_weight": None} | r.change(args)  # noqa: E731
+        yield replace(row, change=change)
+    nothing = dict.fromkeys(("q", "k", "v", "q_weight", "k_weight"))
+    yield Row(op, "q", lambda _: nothing, "None", "at least one of q, k and v")
+    for arg, of in (("q_weight", "q"), ("k_weight", "k")):
+        yield Row(op, arg, put_new(arg, None), "None", f"a weight, as {of} is given")
+        yield Row(op, arg, put_new(of, None), "a tensor", f"None, as {of} is not given")
+        yield from weight(op, arg, of)
+    yield from epsilon(op)
+    yield from int_vector(op, "frame_pos", "q")
+    yield from rope_tables(op, "q")
+    yield from huge_grids(op)
+    yield from shard(op)
+    for ranks in (0, -1, -2, 3, 4, 2**40):
+        yield Row(
+            op,
+            "ranks",
+            put_new("ranks", ranks),
+            f"{ranks}",
+            "a number of ranks that divides the 2 heads of q",
+            "exchange among fewer ranks, or gather k and v",
+        )
+    for row in positions(op):
+        # The block has a frame for each frame of each rank.
+        widen = lambda args, r=row: {"frame_pos": r.change(args)["frame_pos"].repeat(2)}  # noqa: E731
+        yield replace(row, change=widen)
+
+
+def unpack_rows() -> Iterator[Row]:
+    op = "unpack_kv_write"
+    size = "[2, 2, 6, 2, 12]"
+    for arg in ("k", "v"):
+        expected = "5 dimensions [P, B, S_r, H / P, D]"
+        for change, got in ((lambda x: x[0], "[2, 6, 2, 12]"), (lambda x: x[0, 0, 0, 0, 0], "[]")):
+            yield Row(op, arg, put(arg, change), f"shape {got}", expected)
+        for dtype in ("float64", "int32", "bool"):
+            expected = "dtype float32, bfloat16 or float16"
+            yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", expected)
+        for change in (every_second, lambda x: x.transpose(0, 1), lambda x: x[:1].expand(x.shape)):
+            got, expected = "a strided buffer", "a contiguous one"
+            yield Row(op, arg, put(arg, change), got, expected, "call .contiguous()")
+    for dim in range(5):
+        change = lambda x, d=dim: x.narrow(d, 1, x.size(d) - 1).contiguous()  # noqa: E731
+        got = f"shape {shape(change(valid(op)['v']))}"
+        yield Row(op, "v", put("v", change), got, f"the shape {size} of k")
+    yield from typed_like(op, "v", "k")
+    yield from activation(op, "k_cache")
+    for dim in (0, 2, 3):
+        change = shorter(dim)
+        expected = f"[B, S_cap, H / P, D] with the B, H / P and D of k {size}"
+        got = f"shape {shape(change(valid(op)['k_cache']))}"
+        yield Row(op, "k_cache", put("k_cache", change), got, expected)
+    yield from typed_like(op, "k_cache", "k")
+    yield from like(op, "v_cache", "k_cache")
+    yield from int_vector(op, "frame_slot", "k")
+    for value in (0, -6):
+        change = put_new("frame_tokens", value)
+        yield Row(op, "frame_tokens", change, f"{value}", "at least 1 token a frame")
+    for value in (-1, 13, 2**40):
+        expected = "from 0 to the tokens of 2 frames of 6"
+        yield Row(op, "tokens", put_new("tokens", value), f"{value}", expected)
+    for ranks in (0, 1):
+        yield Row(
+            op,
+            "tokens",
+            lambda args, r=ranks: {name: args[name][:r] for name in "kv"},
+            "12",
+            f"at most the {6 * ranks} that {ranks} ranks hold",
+        )
+    for value in (0, -3, 2, 7):
+        yield Row(
+            op,
+            "slice_tokens",
+            put_new("slice_tokens", value),
+            f"{value}",
+            "from frame_tokens / P, rounded up, to frame_tokens for 2 ranks and frames of 6",
+        )
+    for value in (4, 5, 6):
+        yield Row(
+            op,
+            "k",
+            put_new("slice_tokens", value),
+            "6 tokens a rank",
+            f"a slice of {value} tokens of each of 2 frames",
+        )
+    yield from memory(op, "kv", run_of)
     yield from slots(op)
 
 
@@ -263,6 +385,8 @@ ROWS: list[Row] = [
     *rope_rows(),
     *kv_cache_rows(),
     *norm_rope_rows(),
+    *pack_rows(),
+    *unpack_rows(),
     *attention_rows(),
     *cross_attention_rows(),
     *nvfp4_rows(),

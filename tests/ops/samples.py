@@ -51,6 +51,8 @@ def options(op: str, dtype: torch.dtype = torch.float32) -> Args:
     args, kwargs = fused(op, dtype)
     return args, kwargs | {
         "rope_3d": {"token_offset": 1, "slice_tokens": 4},
+        "qk_norm_rope_pack": {"token_offset": 1, "slice_tokens": 4},
+        "unpack_kv_write": {"slice_tokens": 3},
         "attention": {"scale": 0.3},
         "cross_attention": {"pad": "mask", "scale": 0.3},
         "nvfp4_quantize": {"recipe": "search"},

@@ -138,6 +138,76 @@ def test_qk_norm_rope_kv_write(data: Any) -> None:
     assert_same_memory(list(caches), expected_caches, "rows that nobody named")
 
 
+@st.composite
+def packs(draw: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Any call of qk_norm_rope_pack."""
+    seed, dtype, ranks = draw(seeds), draw(dtypes), draw(st.integers(1, 4))
+    b, h, (height, width) = draw(batches), ranks * draw(st.integers(0, 3)), draw(grids)
+    time_pairs, space_pairs = draw(bands)
+    frames, hw = draw(st.integers(0, 4)), height * width
+    tokens = draw(st.integers(0, frames * hw + 3))
+    dim = 2 * (time_pairs + 2 * space_pairs)
+    make = normal(dtype, seed)
+    given_tensors = draw(st.sampled_from(["qkv", "q", "k", "v", "qk", "kv"]))
+    qkv = [
+        READ_LAYOUTS[draw(layouts)](make, b, tokens, h, dim) if name in given_tensors else None
+        for name in "qkv"
+    ]
+    weights = [None if x is None else make(h * dim) for x in qkv[:2]]
+    pos = ints(*draw(st.lists(st.integers(0, 31), min_size=frames, max_size=frames)))
+    freqs = table(32, time_pairs), table(max(height, width), space_pairs)
+    options = {
+        "token_offset": draw(st.integers(0, frames * hw + 2)),
+        "slice_tokens": draw(st.none() | st.integers(1, hw)),
+    }
+    eps = draw(st.sampled_from([1e-6, 1e-5, 1e-2]))
+    return (*qkv, *weights, eps, pos, *freqs, height, width, ranks), options
+
+
+@properties
+@given(packs())
+def test_qk_norm_rope_pack(call: Any) -> None:
+    args, options = call
+    got = torch.ops.vidk.qk_norm_rope_pack(*args, **options)
+    expected = reference.qk_norm_rope_pack(*args, **options)
+    assert got.shape == expected.shape and got.is_contiguous()
+    q, k, _, q_weight, k_weight, eps = args[:6]
+    parts = list(zip(got.unbind(1), expected.unbind(1), strict=True))
+    for x, w in ((q, q_weight), (k, k_weight)):
+        if x is None:
+            continue
+        mine, oracle = parts.pop(0)
+        scale = pair_scale(rms_norm(x.flatten(2), w, eps).view(x.shape)) if x.numel() else x
+        scale = reference.exchange.pack([scale], got.size(0))[:, 0]
+        tolerance = 3 * torch.finfo(x.dtype).eps
+        assert ((mine.double() - oracle.double()).abs() <= tolerance * scale + 1e-7).all()
+    for mine, oracle in parts:
+        assert_same_bits(mine, oracle, "v")
+
+
+@properties
+@given(st.data())
+def test_unpack_kv_write(data: Any) -> None:
+    seed, dtype, ranks = data.draw(seeds), data.draw(dtypes), data.draw(st.integers(1, 5))
+    b, h, dim = data.draw(batches), data.draw(heads), data.draw(st.integers(0, 37))
+    frame_tokens, capacity = data.draw(st.integers(1, 6)), data.draw(st.integers(0, 6))
+    frames = data.draw(st.integers(0, capacity))
+    tokens = data.draw(st.integers(0, frames * frame_tokens))
+    extra = data.draw(st.integers(0, 2))
+    options, shard = {}, -(-tokens // ranks) + extra
+    if data.draw(st.booleans()):
+        options["slice_tokens"] = min(-(-frame_tokens // ranks) + extra, frame_tokens)
+        shard = options["slice_tokens"] * -(-tokens // frame_tokens) + extra
+    make = random_bits(dtype, seed)
+    k, v = (make(ranks, b, shard, h, dim) for _ in range(2))
+    caches = CACHES[data.draw(cache_layouts)](make, b, capacity * frame_tokens, h, dim)
+    expected, inputs = twins(*caches), twins(k, v)
+    where = data.draw(slots(frames, capacity)), frame_tokens, tokens
+    torch.ops.vidk.unpack_kv_write(k, v, *caches, *where, **options)
+    reference.unpack_kv_write(*inputs, *expected, *where, **options)
+    assert_same_memory(list(caches), expected)
+
+
 @properties
 @given(st.data())
 def test_attention(data: Any) -> None:

@@ -45,6 +45,8 @@ def digest(dtype: torch.dtype, head_dim: int) -> str:
             vidk.qk_norm_rope_kv_write(q, k, v, *weights, 1e-6, pos, ints(3, 0, 2), *rest, *caches),
             *caches,
         )
+        shard = {"token_offset": 2, "slice_tokens": 14}
+        add(vidk.qk_norm_rope_pack(q, k, v, *weights, 1e-6, *grid, 3, **shard))
         if head_dim % 16 == 0:
             for recipe in RECIPES:
                 packed, scales = vidk.nvfp4_quantize(q, recipe=recipe)

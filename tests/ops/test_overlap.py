@@ -25,6 +25,7 @@ CASES = [
     (op, arg, cache)
     for op, args in {
         "kv_cache_write": ("frame_slot",),
+        "unpack_kv_write": ("frame_slot",),
         "qk_norm_rope_kv_write": (
             *("frame_slot", "frame_pos", "q_weight", "k_weight", "time_freqs", "space_freqs"),
         ),

@@ -91,6 +91,25 @@ def kv_cache_write(
     )  # fmt: skip
 
 
+ABSENT = (0, [0] * 4, [0] * 4, 0)  # the view of a tensor that is not given
+
+
+def _tokens(
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    grid: tuple[int, ...],
+) -> tuple[Any, ...]:
+    """Describe what is normalised and rotated to a plan."""
+    views = [ABSENT if x is None else view(x) for x in (q, k, v)]
+    weights = (0 if w is None else w.data_ptr() for w in (q_weight, k_weight))
+    dtype = next(x.dtype for x in (q, k, v) if x is not None)
+    return (ELEMENTS[dtype], views, *weights, eps, grid)
+
+
 def qk_norm_rope_kv_write(
     on: Sim,
     q: Tensor,
@@ -112,8 +131,8 @@ def qk_norm_rope_kv_write(
     out = torch.empty(q.shape, dtype=q.dtype)
     grid = _grid(frame_pos, time_freqs, space_freqs, height, width, 0, height * width)
     plan = plans.qk_norm_rope_kv_write(
-        ELEMENTS[q.dtype], [view(x) for x in (q, k, v, out, k_cache, v_cache)],
-        q_weight.data_ptr(), k_weight.data_ptr(), eps, frame_slot.data_ptr(), grid, on.device,
+        _tokens(q, k, v, q_weight, k_weight, eps, grid),
+        [view(x) for x in (out, k_cache, v_cache)], frame_slot.data_ptr(), on.device,
     )  # fmt: skip
     on.launch(
         plan, ("k_cache", "v_cache"), q=q, k=k, v=v, q_weight=q_weight, k_weight=k_weight,
@@ -122,6 +141,64 @@ def qk_norm_rope_kv_write(
         k_cache=k_cache, v_cache=v_cache,
     )  # fmt: skip
     return out
+
+
+def qk_norm_rope_pack(
+    on: Sim,
+    q: Tensor | None,
+    k: Tensor | None,
+    v: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    frame_pos: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    ranks: int,
+    *,
+    token_offset: int = 0,
+    slice_tokens: int | None = None,
+) -> Tensor:
+    """Execute `vidk::qk_norm_rope_pack`."""
+    given = {name: x for name, x in {"q": q, "k": k, "v": v}.items() if x is not None}
+    weights = {"q_weight": q_weight, "k_weight": k_weight}
+    given |= {name: w for name, w in weights.items() if w is not None}
+    n = len(given.keys() & {"q", "k", "v"})
+    x = next(iter(given.values()))
+    batch, tokens, heads, dim = x.shape
+    out = torch.empty(ranks, n, batch, tokens, heads // ranks, dim, dtype=x.dtype)
+    slice_tokens = height * width if slice_tokens is None else slice_tokens
+    grid = _grid(frame_pos, time_freqs, space_freqs, height, width, token_offset, slice_tokens)
+    described = _tokens(q, k, v, q_weight, k_weight, eps, grid)
+    plan = plans.qk_norm_rope_pack(described, ranks, out.data_ptr(), on.device)
+    on.launch(
+        plan, **given, out=Output(out), frame_pos=frame_pos, time_freqs=time_freqs,
+        space_freqs=space_freqs,
+    )  # fmt: skip
+    return out
+
+
+def unpack_kv_write(
+    on: Sim,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    frame_slot: Tensor,
+    frame_tokens: int,
+    tokens: int,
+    *,
+    slice_tokens: int | None = None,
+) -> None:
+    """Execute `vidk::unpack_kv_write`."""
+    batch, shard = k.shape[1:3]
+    c, end = (shard, 2**63 - 1) if slice_tokens is None else (slice_tokens, frame_tokens)
+    views = [view(x) for x in (k.flatten(0, 1), v.flatten(0, 1), k_cache, v_cache)]
+    layout = (batch, shard, c, end, frame_tokens, tokens)
+    plan = plans.unpack_kv_write(views, frame_slot.data_ptr(), layout, on.device)
+    on.launch(plan, k=k, v=v, k_cache=k_cache, v_cache=v_cache, frame_slot=frame_slot)
 
 
 def _attention(

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include "attention/attention_plan.h"
+#include "exchange/exchange_plan.h"
 #include "kv_cache/kv_cache_plan.h"
 #include "norm_rope/norm_rope_plan.h"
 #include "nvfp4/nvfp4_plan.h"
@@ -103,14 +104,50 @@ py::dict kv_cache_write(const View& k, const View& v, const View& k_cache, const
                           device));
 }
 
-py::dict qk_norm_rope_kv_write(const std::string& element, const std::array<View, 6>& views,
-                               uint64_t q_weight, uint64_t k_weight, float eps, uint64_t frame_slot,
-                               const Grid& grid, const DeviceInfo& device) {
+// The element, views of q, k and v, their weights and eps, and the grid; empty views are tensors
+// that are not given.
+using Tokens = std::tuple<std::string, std::array<View, 3>, uint64_t, uint64_t, float, Grid>;
+
+TokenInputs token_inputs(const Tokens& tokens) {
+  const auto& [element, views, q_weight, k_weight, eps, grid] = tokens;
+  return {element_of(element),
+          byte_view(views[0]),
+          byte_view(views[1]),
+          byte_view(views[2]),
+          pointer<void>(q_weight),
+          pointer<void>(k_weight),
+          eps,
+          rope_grid(grid)};
+}
+
+py::dict qk_norm_rope_kv_write(const Tokens& tokens, const std::array<View, 3>& outputs,
+                               uint64_t frame_slot, const DeviceInfo& device) {
   return to_python(plan_qk_norm_rope_kv_write(
-      {element_of(element), byte_view(views[0]), byte_view(views[1]), byte_view(views[2]),
-       byte_view(views[3]), byte_view(views[4]), byte_view(views[5]), pointer<void>(q_weight),
-       pointer<void>(k_weight), eps, pointer<int32_t>(frame_slot), rope_grid(grid)},
+      {token_inputs(tokens), byte_view(outputs[0]), byte_view(outputs[1]), byte_view(outputs[2]),
+       pointer<int32_t>(frame_slot)},
       device));
+}
+
+py::dict qk_norm_rope_pack(const Tokens& tokens, int64_t ranks, uint64_t out,
+                           const DeviceInfo& device) {
+  const TokenInputs in = token_inputs(tokens);
+  const PackedChunks chunks = packed_chunks(in.q, in.k, in.v, ranks, reinterpret_cast<char*>(out));
+  return to_python(plan_qk_norm_rope_pack({in, chunks}, device));
+}
+
+// (batch, shard_tokens, slice_tokens, slice_end, frame_tokens, block_tokens)
+using Layout = std::array<int64_t, 6>;
+
+py::dict unpack_kv_write(const std::array<View, 4>& views, uint64_t frame_slot,
+                         const Layout& layout, const DeviceInfo& device) {
+  return to_python(
+      plan_unpack_kv_write({byte_view(views[0]),
+                            byte_view(views[1]),
+                            byte_view(views[2]),
+                            byte_view(views[3]),
+                            pointer<int32_t>(frame_slot),
+                            {layout[0], layout[1], layout[2], layout[3], layout[4], layout[5]}},
+                           device));
 }
 
 py::dict attention(const std::string& element, const View& q, const View& k, const View& v,
@@ -150,6 +187,8 @@ PYBIND11_MODULE(_plans, m) {
            py::arg("capability"), py::arg("sm_count"));
   m.def("rope_3d", &vidk::rope_3d);
   m.def("qk_norm_rope_kv_write", &vidk::qk_norm_rope_kv_write);
+  m.def("qk_norm_rope_pack", &vidk::qk_norm_rope_pack);
+  m.def("unpack_kv_write", &vidk::unpack_kv_write);
   m.def("attention", &vidk::attention);
   m.def("kv_cache_write", &vidk::kv_cache_write);
   m.def("nvfp4_quantize", &vidk::nvfp4_quantize);

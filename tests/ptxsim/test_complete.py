@@ -55,6 +55,24 @@ def check_norm_rope(on: ops.Sim, dtype: torch.dtype, heads: int, dim: int, width
     assert_same_bits(caches[1], v)
 
 
+def check_pack(on: ops.Sim, dtype: torch.dtype, heads: int, dim: int, width: int) -> None:
+    q, k, v = (view(dtype, heads, dim, width, name) for name in "qkv")
+    w = torch.ones(heads * dim, dtype=dtype)
+    args = (q, k, v, w, w, 1e-6, ints(3, 5), *index(dim), 2)
+    expected = host.qk_norm_rope_pack(*args, token_offset=2).float()
+    got = ops.qk_norm_rope_pack(on, *args, token_offset=2)
+    assert (got.float() - expected).abs().max() <= 8 * torch.finfo(dtype).eps * expected.max()
+    assert_same_bits(got[:, 2].float(), expected[:, 2])
+
+
+def check_unpack(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
+    k, v, *caches = (view(dtype, 2, 32, width, name) for name in ("k", "v", "kc", "vc"))
+    received = [x.view(2, 1, FRAME // 2, 2, 32) for x in (k, v)]
+    ops.unpack_kv_write(on, *received, *caches, ints(0), FRAME, FRAME)
+    for cache, x in zip(caches, (k, v), strict=True):
+        assert_same_bits(cache, x)
+
+
 def check_nvfp4(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
     x = view(dtype, 2, 32, width)
     for recipe in RECIPES:
@@ -79,9 +97,12 @@ def test_every_kernel(arch: str) -> None:
             check_rope(on, dtype, width)
             check_kv_cache(on, dtype, width)
             check_norm_rope(on, dtype, 2, 32, width)
+            check_pack(on, dtype, 2, 32, width)
+            check_unpack(on, dtype, width)
             check_nvfp4(on, dtype, width)
         for heads in (12, 24, 40, 400):  # more and more vectors a thread
             check_norm_rope(on, dtype, heads, 128, 16)
+            check_pack(on, dtype, heads, 128, 16)
         for choice in ("auto", "simt"):
             check_attention(on, dtype, choice)
     # The attention kernels with tiles are written per architecture.

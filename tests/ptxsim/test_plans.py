@@ -186,7 +186,8 @@ def test_kv_cache_write(width: int) -> None:
 def test_kv_cache_write_refuses_what_its_indices_cannot_count() -> None:
     for numbers in ({"frame_tokens": 2**31}, {"frame_tokens": 1, "batch": 2**30}):
         with pytest.raises(
-            RuntimeError, match=r" x 300 tokens of 3 x .*counts that fit in 31 bits"
+            RuntimeError,
+            match=r"x 300 tokens of .* vectors in frames of .*counts that fit in 31 bits",
         ):
             kv_cache_write(**numbers)
     assert kv_cache_write(tokens=0, frame_tokens=1)["kernel"] == ""

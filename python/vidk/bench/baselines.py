@@ -115,13 +115,15 @@ def public_freqs(head_dim: int, device: str, positions: int = 1024) -> Tensor:
 
 
 def _start_frame(call: Call) -> int:
-    return int(call.args["frame_pos"][0])
+    """Return the position of the first frame; a sampled shard begins with a whole frame."""
+    return int(call.args["frame_pos"][call.args.get("token_offset", 0) // call.shape.frame_tokens])
 
 
 def _cos_sin(call: Call, tokens: int) -> tuple[Tensor, Tensor]:
     a = call.args
     tables = (a["time_freqs"], a["space_freqs"], a["height"], a["width"])
-    angles = token_angles(tokens, a["frame_pos"], *tables, 0, None)[:, None]
+    offset = a.get("token_offset", 0)
+    angles = token_angles(tokens, a["frame_pos"], *tables, offset, None)[:, None]
     return angles[..., 0].contiguous(), angles[..., 1].contiguous()
 
 
@@ -162,6 +164,26 @@ def _norm_rope_plain(call: Call) -> Contender:
     return Contender(plain.qk_norm_rope_kv_write, (*args, *where), caches)
 
 
+def _pack_public(call: Call) -> Contender:
+    freqs = public_freqs(call.shape.head_dim, call.device)
+    args = tuple(call.args[name] for name in _NORM_ARGS)
+    where = (freqs, _start_frame(call), call.grid, call.args["ranks"])
+    return Contender(reference.qk_norm_rope_pack_public, (*args, *where))
+
+
+def _pack_plain(call: Call) -> Contender:
+    args = tuple(call.args[name] for name in _NORM_ARGS)
+    where = (*_cos_sin(call, call.args["q"].size(1)), call.args["ranks"])
+    return Contender(plain.qk_norm_rope_pack, (*args, *where))
+
+
+def _unpack_kv_write(call: Call) -> Contender:
+    """Gather the block, then copy: the plain form is the public one."""
+    caches = call.caches()
+    args = (call.args["k"], call.args["v"], *caches, call.row, call.args["tokens"])
+    return Contender(reference.unpack_kv_write_public, args, caches)
+
+
 def _attention(call: Call) -> Contender:
     """The library's attention over a slice: the plain form is the public one."""
     a = call.args
@@ -185,6 +207,8 @@ BASELINES: dict[str, Baseline] = {
     "rope_3d": Baseline(_rope_public, _rope_plain),
     "kv_cache_write": Baseline(_kv_cache_write, _kv_cache_write),
     "qk_norm_rope_kv_write": Baseline(_norm_rope_public, _norm_rope_plain),
+    "qk_norm_rope_pack": Baseline(_pack_public, _pack_plain),
+    "unpack_kv_write": Baseline(_unpack_kv_write, _unpack_kv_write),
     "attention": Baseline(_attention, _attention),
     "cross_attention": Baseline(_cross_attention, _cross_attention),
     "nvfp4_quantize": Baseline(_nvfp4_quantize, _nvfp4_quantize),

@@ -96,16 +96,18 @@ class Call:
     def copy(self, *, fresh: bool = False) -> Thunk:
         """Return a plain `copy_` of the block's tensors, strides and all, to contiguous ones.
 
-        With `fresh` the tensor that the op would return goes to newly allocated memory, as the op's
-        does: large outputs pay for their pages at every call.
+        With `fresh` what the op would return goes to newly allocated memory, as the op's does:
+        large outputs pay for their pages at every call.
         """
         sources = [
             value
             for name, value in self.args.items()
-            if isinstance(value, Tensor) and value.dim() == 4 and name not in self.op.mutates
+            if isinstance(value, Tensor) and value.dim() >= 4 and name not in self.op.mutates
         ]
         outputs = len(getattr(torch.ops.vidk, self.op.name).default._schema.returns)
-        cloned = sources[: min(outputs, 1)] if fresh else []
+        # Packing returns all that it is given, every other op no more than its first argument.
+        returned = len(sources) if "ranks" in self.args else min(outputs, 1)
+        cloned = sources[:returned] if fresh else []
         pairs = [
             (torch.zeros_like(x, memory_format=torch.contiguous_format), x)
             for x in sources[len(cloned) :]

@@ -25,7 +25,13 @@ from vidk.ops.attention import attention
 from vidk.ops.registry import OPS
 
 SCHEMA = 1
-MEMORY_BOUND = ("rope_3d", "kv_cache_write", "qk_norm_rope_kv_write")
+MEMORY_BOUND = (
+    "rope_3d",
+    "kv_cache_write",
+    "qk_norm_rope_kv_write",
+    "qk_norm_rope_pack",
+    "unpack_kv_write",
+)
 COPY_BYTES = 2**32
 QUERIES, HEADS, KEYS, HEAD_DIM = 4680, (12, 40), (4680, 18720, 32760), 128
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")

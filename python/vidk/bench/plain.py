@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vidk.reference import kv_cache_write_public
+from vidk.reference.exchange import pack
 from vidk.reference.norm_rope import rms_norm
 
 
@@ -38,3 +39,20 @@ def qk_norm_rope_kv_write(
     k = rope_3d(rms_norm(k.flatten(2), k_weight, eps).view(k.shape), cos, sin)
     kv_cache_write_public(k, v, k_cache, v_cache, row)
     return q
+
+
+def qk_norm_rope_pack(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    ranks: int,
+) -> Tensor:
+    """Normalise and rotate q and k, return q, k and v by ranks."""
+    q = rope_3d(rms_norm(q.flatten(2), q_weight, eps).view(q.shape), cos, sin)
+    k = rope_3d(rms_norm(k.flatten(2), k_weight, eps).view(k.shape), cos, sin)
+    return pack([q, k, v], ranks)

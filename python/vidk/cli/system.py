@@ -19,6 +19,8 @@ _CPU_KERNELS = {
     "rope_3d": "vidk C++, {isa}",
     "kv_cache_write": "vidk C++, memcpy",
     "qk_norm_rope_kv_write": "vidk C++, {isa}",
+    "qk_norm_rope_pack": "vidk C++, {isa}",
+    "unpack_kv_write": "vidk C++, memcpy",
     "attention": "ATen flash attention on the valid prefix",
     "cross_attention": "ATen flash attention, padding folded",
     "nvfp4_quantize": "vidk C++, {isa}",

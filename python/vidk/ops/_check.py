@@ -37,10 +37,15 @@ def same_shape(a: Tensor, b: Tensor) -> bool:
     return a.dim() == b.dim() and all(m == n for m, n in zip(a.shape, b.shape, strict=True))
 
 
+def floating(op: str, arg: str, x: Tensor) -> None:
+    """Check a tensor's type: one of those that kernels are compiled for."""
+    check(x.dtype in FLOATS, op, arg, f"dtype {dtype_of(x)}", "dtype float32, bfloat16 or float16")
+
+
 def activation(op: str, arg: str, x: Tensor) -> None:
     """Check a `[B, S, H, D]` tensor of a float type with contiguous D."""
     check(x.dim() == 4, op, arg, f"shape {shape_of(x)}", "4 dimensions [B, S, H, D]")
-    check(x.dtype in FLOATS, op, arg, f"dtype {dtype_of(x)}", "dtype float32, bfloat16 or float16")
+    floating(op, arg, x)
     check(
         x.size(3) <= 1 or x.stride(3) == 1,
         op,
@@ -54,6 +59,12 @@ def activation(op: str, arg: str, x: Tensor) -> None:
 def like(op: str, arg: str, x: Tensor, ref_arg: str, ref: Tensor) -> None:
     """Check an activation with the shape, dtype and device of another."""
     activation(op, arg, x)
+    shaped_like(op, arg, x, ref_arg, ref)
+    typed_like(op, arg, x, ref_arg, ref)
+
+
+def shaped_like(op: str, arg: str, x: Tensor, ref_arg: str, ref: Tensor) -> None:
+    """Check the shape of a tensor against another's."""
     check(
         same_shape(x, ref),
         op,
@@ -61,7 +72,6 @@ def like(op: str, arg: str, x: Tensor, ref_arg: str, ref: Tensor) -> None:
         f"shape {shape_of(x)}",
         f"the shape {shape_of(ref)} of {ref_arg}",
     )
-    typed_like(op, arg, x, ref_arg, ref)
 
 
 def typed_like(op: str, arg: str, x: Tensor, ref_arg: str, ref: Tensor) -> None:
@@ -164,3 +174,37 @@ def block_fits(op: str, arg: str, x: Tensor, vec_arg: str, vec: Tensor, frame_to
         f"{vec.size(0)} frames of {frame_tokens} tokens",
         f"enough frames for the {x.size(1)} tokens of {arg}",
     )
+
+
+def norm_weight(op: str, arg: str, w: Tensor, x_arg: str, x: Tensor) -> None:
+    """Check the contiguous `[H * D]` weight of a norm over all heads."""
+    channels = x.size(2) * x.size(3)
+    check(
+        w.dim() == 1 and w.size(0) == channels,
+        op,
+        arg,
+        f"shape {shape_of(w)}",
+        f"shape [H * D] = [{channels}]",
+    )
+    check(w.is_contiguous(), op, arg, "a strided weight", "a contiguous one", "call .contiguous()")
+    typed_like(op, arg, w, x_arg, x)
+
+
+def shard(op: str, height: int, width: int, token_offset: int, slice_tokens: int | None) -> None:
+    """Check which of a block's tokens are there."""
+    check(token_offset >= 0, op, "token_offset", f"{token_offset}", "a token index of at least 0")
+    if slice_tokens is not None:
+        check(
+            slice_tokens >= 1 and slice_tokens <= height * width,
+            op,
+            "slice_tokens",
+            f"{slice_tokens}",
+            f"between 1 and height * width = {height * width}",
+        )
+
+
+def received(op: str, arg: str, x: Tensor) -> None:
+    """Check a `[P, B, S_r, H / P, D]` buffer, as a collective leaves it."""
+    check(x.dim() == 5, op, arg, f"shape {shape_of(x)}", "5 dimensions [P, B, S_r, H / P, D]")
+    floating(op, arg, x)
+    check(x.is_contiguous(), op, arg, "a strided buffer", "a contiguous one", "call .contiguous()")

@@ -15,21 +15,6 @@ SCHEMA = (
 )
 
 
-def _weight(op: str, arg: str, w: Tensor, q: Tensor) -> None:
-    channels = q.size(2) * q.size(3)
-    _check.check(
-        w.dim() == 1 and w.size(0) == channels,
-        op,
-        arg,
-        f"shape {_check.shape_of(w)}",
-        f"shape [H * D] = [{channels}]",
-    )
-    _check.check(
-        w.is_contiguous(), op, arg, "a strided weight", "a contiguous one", "call .contiguous()"
-    )
-    _check.typed_like(op, arg, w, "q", q)
-
-
 def _fake(
     q: Tensor,
     k: Tensor,
@@ -50,8 +35,8 @@ def _fake(
     _check.activation(op, "q", q)
     _check.like(op, "k", k, "q", q)
     _check.like(op, "v", v, "q", q)
-    _weight(op, "q_weight", q_weight, q)
-    _weight(op, "k_weight", k_weight, q)
+    _check.norm_weight(op, "q_weight", q_weight, "q", q)
+    _check.norm_weight(op, "k_weight", k_weight, "q", q)
     _check.check(eps >= 0, op, "eps", f"{eps}", "a value of at least 0")
     _check.int_vector(op, "frame_pos", frame_pos, "q", q)
     _check.int_vector(op, "frame_slot", frame_slot, "q", q)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidk import reference
-from vidk.ops import attention, kv_cache, norm_rope, nvfp4, rope
+from vidk.ops import attention, exchange, kv_cache, norm_rope, nvfp4, rope
 from vidk.rope import band_pairs, freq_table
 
 Args = tuple[tuple[Any, ...], dict[str, Any]]
@@ -142,6 +142,33 @@ def _norm_rope_sample(*args: Any) -> Args:
     return (*s.qkv(), *weights, 1e-6, *index, *s.caches()), {}
 
 
+def _ranks(heads: int) -> int:
+    """Return a number of ranks, up to four, that divides the heads."""
+    return next(n for n in (4, 3, 2, 1) if heads % n == 0)
+
+
+def _pack_sample(*args: Any) -> Args:
+    """The shard of rank 1 in a block that gives every rank as many frames as the shape has."""
+    s = _Sampler(*args)
+    shape = s.shape
+    channels = shape.heads * shape.head_dim
+    weights = (s.randn(channels), s.randn(channels))
+    ranks = _ranks(shape.heads)
+    frame_pos = s.ints(list(range(3, 3 + ranks * shape.frames)))
+    index = (frame_pos, *s.tables(), shape.height, shape.width, ranks)
+    return (*s.qkv(), *weights, 1e-6, *index), {"token_offset": shape.tokens if ranks > 1 else 0}
+
+
+def _unpack_sample(*args: Any) -> Args:
+    """A block of contiguous shards, the last one padded; the heads are those of one rank."""
+    s = _Sampler(*args)
+    shape = s.shape
+    ranks = _ranks(shape.heads)
+    size = (ranks, shape.batch, -(-shape.tokens // ranks), shape.heads, shape.head_dim)
+    kv = (s.randn(*size), s.randn(*size))
+    return (*kv, *s.caches(), s.frame_slot(), shape.frame_tokens, shape.tokens), {}
+
+
 def _attention_sample(*args: Any) -> Args:
     s = _Sampler(*args)
     kv_len = s.ints([s.shape.kv_frames * s.shape.frame_tokens])
@@ -240,6 +267,27 @@ OPS: dict[str, Op] = {
             sample=_norm_rope_sample,
             cost=_norm_rope_cost,
             floor="read q, k, v + write q, k, v, once",
+            mutates=("k_cache", "v_cache"),
+        ),
+        Op(
+            name="qk_norm_rope_pack",
+            family="exchange",
+            schema=exchange.PACK_SCHEMA,
+            function=exchange.qk_norm_rope_pack,
+            reference=reference.qk_norm_rope_pack,
+            sample=_pack_sample,
+            cost=_norm_rope_cost,
+            floor="read q, k, v + write q, k, v, once",
+        ),
+        Op(
+            name="unpack_kv_write",
+            family="exchange",
+            schema=exchange.UNPACK_SCHEMA,
+            function=exchange.unpack_kv_write,
+            reference=reference.unpack_kv_write,
+            sample=_unpack_sample,
+            cost=_kv_cache_write_cost,
+            floor="read k, v + write k, v",
             mutates=("k_cache", "v_cache"),
         ),
         Op(

@@ -29,17 +29,7 @@ def _fake(
     _check.activation(op, "x", x)
     _check.int_vector(op, "frame_pos", frame_pos, "x", x)
     _check.rope_tables(op, "x", x, time_freqs, space_freqs, height, width)
-    _check.check(
-        token_offset >= 0, op, "token_offset", f"{token_offset}", "a token index of at least 0"
-    )
-    if slice_tokens is not None:
-        _check.check(
-            slice_tokens >= 1 and slice_tokens <= height * width,
-            op,
-            "slice_tokens",
-            f"{slice_tokens}",
-            f"between 1 and height * width = {height * width}",
-        )
+    _check.shard(op, height, width, token_offset, slice_tokens)
     return x.new_empty(x.shape)
 
 

@@ -11,6 +11,12 @@ from vidk.reference.attention import (
     cross_attention,
     cross_attention_public,
 )
+from vidk.reference.exchange import (
+    qk_norm_rope_pack,
+    qk_norm_rope_pack_public,
+    unpack_kv_write,
+    unpack_kv_write_public,
+)
 from vidk.reference.kv_cache import kv_cache_write, kv_cache_write_public
 from vidk.reference.norm_rope import qk_norm_rope_kv_write, qk_norm_rope_kv_write_public
 from vidk.reference.nvfp4 import nvfp4_quantize, nvfp4_quantize_public
@@ -27,6 +33,10 @@ __all__ = [
     "nvfp4_quantize_public",
     "qk_norm_rope_kv_write",
     "qk_norm_rope_kv_write_public",
+    "qk_norm_rope_pack",
+    "qk_norm_rope_pack_public",
     "rope_3d",
     "rope_3d_public",
+    "unpack_kv_write",
+    "unpack_kv_write_public",
 ]
