@@ -91,7 +91,7 @@ def unswizzle_scales(tiles: Tensor, rows: int, columns: int) -> Tensor:
     return flat[..., :rows, :columns].contiguous().view(tiles.dtype)
 
 
-def _tree_sum(x: Tensor) -> Tensor:
+def tree_sum(x: Tensor) -> Tensor:
     """Sum the last dimension, a power of two: neighbours, then neighbouring sums, and so on."""
     while x.size(-1) > 1:
         x = x[..., 0::2] + x[..., 1::2]
@@ -118,7 +118,7 @@ def _codes(blocks: Tensor, scale: Tensor) -> Tensor:
 def _error(blocks: Tensor, scale: Tensor) -> Tensor:
     """Return the sum of squared errors of each block."""
     off = blocks - e2m1_decode(_codes(blocks, scale)) * scale.float()[..., None]
-    return _tree_sum(off * off)
+    return tree_sum(off * off)
 
 
 def _candidates(amax: Tensor, recipe: str) -> list[Tensor]:
@@ -219,7 +219,7 @@ def nvfp4_quantize_public(x: Tensor, recipe: str = "4/6") -> tuple[Tensor, Tenso
         above = torch.bucketize(size, steps)
         code = above + ((above % 2 == 1) & (size == steps[above.clamp(max=6)])).long()
         off = blocks.abs() - values[code] * scale[..., None]
-        error = _tree_sum(off * off)
+        error = tree_sum(off * off)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
