@@ -30,6 +30,8 @@ CASES = [
     ("attention", 3, 361),
     ("attention", 3, -1),
     ("cross_attention", 3, 65),
+    ("fp4_attention", 5, 361),
+    ("fp4_attention", 5, -1),
 ]
 SCRIPT = """
 import json

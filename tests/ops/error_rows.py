@@ -19,6 +19,7 @@ from .error_checks import (
     every_second,
     int_vector,
     like,
+    placed,
     put,
     put_new,
     rope_tables,
@@ -381,6 +382,127 @@ def nvfp4_rows() -> Iterator[Row]:
         yield Row(op, "recipe", put_new("recipe", recipe), f"'{recipe}'", expected)
 
 
+def fp4_codes(op: str, arg: str) -> Iterator[Row]:
+    x = valid(op)[arg]
+    for change in (lambda x: x[0], lambda x: x[None], lambda x: x[0, 0, 0, 0]):
+        got, expected = f"shape {shape(change(x))}", "4 dimensions [B, H, S, bytes]"
+        yield Row(op, arg, put(arg, change), got, expected)
+    for dtype in ("int8", "float32", "bool"):
+        yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", "dtype uint8")
+    yield from strided(op, arg)
+
+
+def strided(op: str, arg: str) -> Iterator[Row]:
+    for change in (lambda x: x.transpose(0, 1), lambda x: x[:1].expand(x.shape), every_second):
+        got, expected = "a strided tensor", "a contiguous one"
+        yield Row(op, arg, put(arg, change), got, expected, "call .contiguous()")
+
+
+def sized(op: str, arg: str, what: str, ranks: bool = True) -> Iterator[Row]:
+    x = valid(op)[arg]
+    changes = [
+        lambda x, d=dim: x.narrow(d, 0, x.size(d) - 1).contiguous() for dim in range(x.dim())
+    ]
+    if ranks:
+        changes += [lambda x: x[0], lambda x: x[None]]
+    for change in changes:
+        yield Row(op, arg, put(arg, change), f"shape {shape(change(x))}", f"{what} = {shape(x)}")
+
+
+def fp4_attention_rows() -> Iterator[Row]:
+    op = "fp4_attention"
+    yield from fp4_codes(op, "q_codes")
+    for dtype in ("uint8", "float32", "float8_e5m2"):
+        expected = "dtype float8_e4m3fn (NVFP4) or float8_e8m0fnu (MXFP8)"
+        yield Row(op, "q_scales", put("q_scales", cast(dtype)), f"dtype {dtype}", expected)
+    for n in (0, 16, 31):
+        change = put("q_codes", lambda x, n=n: x[..., :n].contiguous())
+        expected = "a positive multiple of 32 for scales of float8_e4m3fn"
+        yield Row(op, "q_codes", change, f"{n} bytes a row", expected)
+    change = put("q_scales", lambda x: x.view(torch.float8_e8m0fnu))
+    expected = "a positive multiple of 128 for scales of float8_e8m0fnu"
+    yield Row(op, "q_codes", change, "64 bytes a row", expected)
+    for arg in ("q_scales", "k_scales"):
+        yield from sized(op, arg, "[B, H, tiles of 128 rows, scales / 4, 32, 4, 4]")
+        yield from strided(op, arg)
+    yield from placed(op, "q_scales", "q_codes")
+    yield from fp4_codes(op, "k_codes")
+    x = valid(op)
+    for dim in (0, 1, 3):
+        change = lambda x, d=dim: shorter(d)(x).contiguous()  # noqa: E731
+        got = f"shape {shape(change(x['k_codes']))}"
+        q_shape = shape(x["q_codes"])
+        expected = f"[B, H, S_cap, bytes] with the B, H and bytes of q_codes {q_shape}"
+        yield Row(op, "k_codes", put("k_codes", change), got, expected)
+    yield from placed(op, "k_codes", "q_codes")
+    for value in (0, -6):
+        change = put_new("frame_tokens", value)
+        yield Row(op, "frame_tokens", change, f"{value}", "at least 1 token a frame")
+    for value in (5, 7, 25, 2**40):
+        expected = f"whole frames of {value} rows"
+        yield Row(op, "k_codes", put_new("frame_tokens", value), "24 rows", expected)
+    dtype = "dtype float8_e8m0fnu"
+    change = put("k_scales", lambda x: x.view(torch.float8_e8m0fnu))
+    yield Row(op, "k_scales", change, dtype, "the dtype float8_e4m3fn of q_scales")
+    yield from placed(op, "k_scales", "q_scales")
+    yield from fp4_value_rows(op)
+    yield from int_vector(op, "kv_len", "q_codes")
+    for n in (0, 2):
+        change = put("kv_len", lambda x, n=n: x.repeat(n))
+        yield Row(op, "kv_len", change, f"{n} elements", "1 element")
+    yield from fp4_mean_rows(op)
+    for value, text in ((0.0, "0.0"), (-0.5, "-0.5"), (float("nan"), "nan"), (float("inf"), "inf")):
+        yield Row(op, "scale", put_new("scale", value), text, "a positive number")
+    yield from lengths(op, "kv_len", 24, "k_codes", 1)
+
+
+def fp4_value_rows(op: str) -> Iterator[Row]:
+    arg, args = "v_cache", valid("fp4_attention")
+    for change in (lambda x: x[0], lambda x: x[None], lambda x: x.new_zeros(())):
+        got = f"shape {shape(change(args[arg]))}"
+        yield Row(op, arg, put(arg, change), got, "4 dimensions [B, S, H, D]")
+    for dtype in ("float64", "int32", "uint8", "float8_e5m2"):
+        expected = "dtype float32, bfloat16, float16 or float8_e4m3fn"
+        yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", expected)
+    for change, stride in ((every_second, 2), (lambda x: x[..., :1].expand(x.shape), 0)):
+        got = f"stride {stride} in the last dimension"
+        yield Row(op, arg, put(arg, change), got, "stride 1", "call .contiguous()")
+    for dim in range(3):
+        got = f"shape {shape(shorter(dim)(args[arg]))}"
+        k_shape = shape(args["k_codes"])
+        expected = f"[B, S_cap, H, D] with the B, H and S_cap of k_codes {k_shape}"
+        yield Row(op, arg, put(arg, shorter(dim)), got, expected)
+    for n in (0, 16, 31, 48, 63):
+        expected = "a D of which codes of depth 128 carry D + 2 T, T a multiple of 16 up to D"
+        yield Row(op, arg, put(arg, lambda x, n=n: x[..., :n]), f"D = {n}", expected)
+
+    def mxfp8(args: Arguments) -> Arguments:
+        wide = {name: args[name].repeat(1, 1, 1, 4) for name in ("q_codes", "k_codes")}
+        return wide | {
+            name: args[name].view(torch.float8_e8m0fnu) for name in ("q_scales", "k_scales")
+        }
+
+    yield Row(op, arg, mxfp8, "D = 128", "D = 256, a byte of k_codes each")
+    yield from placed(op, arg, "q_codes")
+
+
+def fp4_mean_rows(op: str) -> Iterator[Row]:
+    expected, hint = (
+        "a tensor, as k_mean is given",
+        "q times the mean of its keys is added to logits",
+    )
+    yield Row(op, "q", put_new("q", None), "None", expected, hint)
+    yield Row(op, "q", put_new("k_mean", None), "a tensor", "None, as k_mean is None")
+    yield from activation(op, "q")
+    yield from sized(op, "q", "[B, S, H, D]", ranks=False)
+    yield from typed_like(op, "q", "v_cache")
+    yield from sized(op, "k_mean", "[B, H, tiles of 128 rows, D]")
+    for dtype in ("float32", "float16"):
+        yield Row(op, "k_mean", put("k_mean", cast(dtype)), f"dtype {dtype}", "dtype bfloat16")
+    yield from strided(op, "k_mean")
+    yield from placed(op, "k_mean", "q_codes")
+
+
 ROWS: list[Row] = [
     *rope_rows(),
     *kv_cache_rows(),
@@ -389,5 +511,6 @@ ROWS: list[Row] = [
     *unpack_rows(),
     *attention_rows(),
     *cross_attention_rows(),
+    *fp4_attention_rows(),
     *nvfp4_rows(),
 ]

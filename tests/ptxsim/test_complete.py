@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,8 @@ from tests.ops.helpers import DTYPES, assert_same_bits, ints, normal, tables
 from vidk.ops.nvfp4 import RECIPES
 
 from . import has_nvcc, ops
-from .launch import ARCHS, entries
+from .fp4_problem import random_problem
+from .launch import ARCHS, entries, has_code, target_of
 
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc to compile the kernels")
 host = torch.ops.vidk
@@ -89,6 +92,10 @@ def check_attention(on: ops.Sim, dtype: torch.dtype, choice: str) -> None:
     assert (lse - lse_expected).abs().max() < 1e-4
 
 
+def check_fp4_attention(on: ops.Sim, recipe: str, values: torch.dtype, choice: str) -> None:
+    random_problem(recipe, 9, 30, 2, values).check(50, on, choice=choice)
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel(arch: str) -> None:
     on = ops.Sim(arch)
@@ -105,9 +112,24 @@ def test_every_kernel(arch: str) -> None:
             check_pack(on, dtype, heads, 128, 16)
         for choice in ("auto", "simt"):
             check_attention(on, dtype, choice)
+    for recipe in ("plain", "accurate", "accurate256", "mxfp8"):  # every depth and format
+        for values in (torch.bfloat16, torch.float8_e4m3fn):
+            for choice in ("auto", "portable"):
+                check_fp4_attention(on, recipe, values, choice)
     # The attention kernels with tiles are written per architecture.
     other = "vidk_attention_sm80" if arch == "sm_90a" else "vidk_attention_sm90"
-    expected = {name for name in entries() if not name.startswith(other)}
+    expected = {n for n in entries() if not n.startswith(other) and has_code(n, arch)}
     assert set(on.kernels) == expected
     assert all(len(files) == 1 for files in entries().values())
     assert not any(report["warnings"] for report in on.reports)
+
+
+def test_targets_that_a_source_names(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cu"
+    path.write_text("// Text.\n// VIDK_ARCHS 100a 120f\n")
+    targets = {"sm_100a": "sm_100a", "sm_120a": "sm_120f", "sm_121a": "sm_120f"}
+    for arch in (*ARCHS, "sm_121a"):
+        assert target_of(path, arch) == targets.get(arch)
+    other = tmp_path / "other.cu"
+    other.write_text("")
+    assert all(target_of(other, arch) == arch for arch in ARCHS)
