@@ -198,7 +198,10 @@ def unpack_kv_write(
     views = [view(x) for x in (k.flatten(0, 1), v.flatten(0, 1), k_cache, v_cache)]
     layout = (batch, shard, c, end, frame_tokens, tokens)
     plan = plans.unpack_kv_write(views, frame_slot.data_ptr(), layout, on.device)
-    on.launch(plan, k=k, v=v, k_cache=k_cache, v_cache=v_cache, frame_slot=frame_slot)
+    on.launch(
+        plan, ("k_cache", "v_cache"), k=k, v=v, k_cache=k_cache, v_cache=v_cache,
+        frame_slot=frame_slot,
+    )  # fmt: skip
 
 
 def _attention(
