@@ -18,6 +18,7 @@ ORDER = [
     {"rope"},
     {"ops"},
     {"cache"},
+    {"parallel"},
     {"media"},
     {"models"},
     {"rollout", "text", "vae"},
