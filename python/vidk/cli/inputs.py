@@ -23,6 +23,7 @@ from vidk.vae import Decoder, PreviewDecoder, WanVAEDecoder
 DEFAULT_CONFIG = "bundled"
 DEFAULT_PROMPT = "a red circle moves to the right"
 MODEL_OPS = ("qk_norm_rope_kv_write", "attention", "cross_attention")
+RANK_OPS = ("qk_norm_rope_pack", "unpack_kv_write")
 
 
 def pick_device(name: str | None) -> tuple[torch.device, str | None]:

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from vidk._version import __version__
 from vidk.bench.machine import cpu_model
-from vidk.cli.inputs import MODEL_OPS, ModelSource
+from vidk.cli.inputs import MODEL_OPS, RANK_OPS, ModelSource
 from vidk.cli.plan import Plan, cache_bytes
+from vidk.cli.ranks import NoOutput, fingerprint, leads
 from vidk.cli.report import GraphCount, plural, summarize
 from vidk.cli.stream import LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
 from vidk.cli.system import kernel, matmul_rate, peak_memory
 from vidk.models.wan import CausalWan
+from vidk.parallel.exchange import make_exchange
+from vidk.parallel.launch import World
+from vidk.parallel.planner import Sharding
 from vidk.rollout import Schedule, Session
 from vidk.text import PromptEmbeds
 from vidk.vae import Decoder
@@ -42,6 +46,9 @@ class Job:
     # Why the model is not compiled; None if it is.
     eager: str | None
     notes: list[str]
+    # Where this process is one of several.
+    world: World | None = None
+    sharding: Sharding | None = None
 
     @property
     def writes_latents(self) -> bool:
@@ -54,14 +61,15 @@ class Job:
         forwards = len(plan.blocks) * (len(self.schedule.timesteps) + 1)
         height, width = plan.size
         how = "eagerly" if self.eager else "compiled"
+        ranks = f"; {self.sharding}" if self.sharding else ""
         return (
             f"{source.name} ({source.weights}), {_name(source.dtype)}, {plan.frames} frames of "
             f"{height}x{width}: {plural(len(plan.blocks), 'block')}, {forwards} forwards, {how} "
-            f"on {self.device}"
+            f"on {self.device}{ranks}"
         )
 
     def run(self, say: Say, *, progress: bool) -> dict[str, Any]:
-        """Make the file and return the report.
+        """Make the file and return the report; on ranks that write none, an empty one.
 
         Parameters
         ----------
@@ -70,6 +78,12 @@ class Job:
         """
         load_before = os.getloadavg()
         model = self.source.load(self.device)
+        if self.world is not None and self.sharding is not None:
+            inputs = [self.prompt.embeds, self.prompt.context_lens]
+            inputs += [] if self.given is None else [self.given]
+            same = "weights, prompt and first frames"
+            self.world.agree({same: fingerprint(model, *inputs)})
+            model.parallelize(make_exchange(self.sharding))
         graphs = None
         if not self.eager:
             say("compiling for the first block, which takes a while the first time")
@@ -77,19 +91,28 @@ class Job:
         try:
             result = self._attempt(model, progress)
         except RuntimeError as error:
-            if self.eager or self.args.mode == "compile" or not _is_compile_error(error):
+            # Ranks that fall back to eager one by one would wait for each other.
+            chosen = self.eager or self.world or self.args.mode == "compile"
+            if chosen or not _is_compile_error(error):
                 raise
             self.eager = f"torch.compile failed: {str(error).strip().splitlines()[0]}"
             say(f"{self.eager}; running eagerly")
             graphs = None
             result = self._attempt(model, progress)
+        if not leads(self.world):
+            return {}
         # Before the rates are measured, which takes memory of its own.
         cuda = self.device.type == "cuda"
         memory = {
             "peak": peak_memory(),
             "peak_cuda": torch.cuda.max_memory_allocated(self.device) if cuda else None,
             "weights": self.source.parameters * self.source.dtype.itemsize,
-            "cache": cache_bytes(self.source.config, self.plan, self.source.dtype),
+            "cache": cache_bytes(
+                self.source.config,
+                self.plan,
+                self.source.dtype,
+                self.sharding.head_ranks if self.sharding else 1,
+            ),
         }
         del model
         rates = {
@@ -116,8 +139,10 @@ class Job:
             # Every shape of a run is fixed; a first frame of its own is a second graph.
             compile=False if self.eager else {"dynamic": False},
         )
-        output: VideoOutput | LatentOutput
-        if self.writes_latents:
+        output: VideoOutput | LatentOutput | NoOutput
+        if not leads(self.world):
+            output = NoOutput()
+        elif self.writes_latents:
             output = LatentOutput(
                 args.out,
                 {
@@ -188,7 +213,11 @@ class Job:
             },
             "decoder": None if self.writes_latents else self.decoder.description,
             "compile": {"compiled": graphs is not None, "reason": self.eager, **counts},
-            "kernels": {op: kernel(op, device.type) for op in MODEL_OPS},
+            "ranks": str(self.sharding) if self.sharding else None,
+            "kernels": {
+                op: kernel(op, device.type)
+                for op in (MODEL_OPS[1:] + RANK_OPS if self.sharding else MODEL_OPS)
+            },
             "times": {"condition": result.condition, **times},
             "matmul_flops_per_second": rates,
             "memory": memory,

@@ -125,11 +125,11 @@ def make_plan(
     return Plan(size, (height, width), frames, given, tuple(blocks), slots, sink)
 
 
-def cache_bytes(config: WanConfig, plan: Plan, dtype: torch.dtype) -> int:
-    """Return the bytes of the KV cache."""
+def cache_bytes(config: WanConfig, plan: Plan, dtype: torch.dtype, ranks: int = 1) -> int:
+    """Return the bytes of the KV cache, of a rank where several share the heads."""
     _, ph, pw = config.patch_size
     tokens = plan.slots * (plan.latent[0] // ph) * (plan.latent[1] // pw)
-    return 2 * config.num_layers * tokens * config.dim * dtype.itemsize
+    return 2 * config.num_layers * tokens * config.dim * dtype.itemsize // ranks
 
 
 def parameter_count(config: WanConfig) -> int:
@@ -138,10 +138,15 @@ def parameter_count(config: WanConfig) -> int:
 
 
 def check_memory(
-    config: WanConfig, plan: Plan, dtype: torch.dtype, device: torch.device, parameters: int
+    config: WanConfig,
+    plan: Plan,
+    dtype: torch.dtype,
+    device: torch.device,
+    parameters: int,
+    ranks: int = 1,
 ) -> None:
     """Raise MemoryError if weights and cache cannot fit: Linux would kill the process instead."""
-    weights, cache = parameters * dtype.itemsize, cache_bytes(config, plan, dtype)
+    weights, cache = parameters * dtype.itemsize, cache_bytes(config, plan, dtype, ranks)
     free = free_memory(device)
     if free is not None and weights + cache > free:
         raise MemoryError(

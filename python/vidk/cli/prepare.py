@@ -7,8 +7,10 @@ import argparse
 import torch
 
 from vidk.cli import plan as plans
+from vidk.cli import ranks
 from vidk.cli.inputs import (
     MODEL_OPS,
+    RANK_OPS,
     FirstFrames,
     ModelSource,
     load_decoder,
@@ -18,14 +20,16 @@ from vidk.cli.inputs import (
 from vidk.cli.job import Job
 from vidk.cli.system import compile_obstacle, kernel
 from vidk.cli.values import OptionError
+from vidk.parallel.launch import World
 from vidk.rollout import Schedule
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace, world: World | None = None) -> Job:
     """Check the command line and load all but the weights; raise ValueError for what is wrong."""
-    device, note = pick_device(args.device)
+    device, note = pick_device(ranks.device_name(args, world.place) if world else args.device)
     notes = [note] if note else []
-    missing = [op for op in MODEL_OPS if kernel(op, device.type) is None]
+    ops = (*MODEL_OPS, *RANK_OPS) if world else MODEL_OPS
+    missing = [op for op in ops if kernel(op, device.type) is None]
     if missing:
         raise OptionError(
             f"--device: got {device}, for which this build has no kernel of {', '.join(missing)} "
@@ -50,7 +54,9 @@ def prepare(args: argparse.Namespace) -> Job:
         single_first=args.independent_first_frame,
         given=0 if given is None else given.size(1),
     )
-    plans.check_memory(source.config, plan, source.dtype, device, source.parameters)
+    sharding = ranks.shard(args, world.place, source.config, plan, source.dtype) if world else None
+    head_ranks = sharding.head_ranks if sharding else 1
+    plans.check_memory(source.config, plan, source.dtype, device, source.parameters, head_ranks)
     prompt, prompt_source = load_prompt(args, source.config, device)
     if args.model and not (args.prompt_embeds or args.text_encoder):
         notes.append(
@@ -69,6 +75,8 @@ def prepare(args: argparse.Namespace) -> Job:
         schedule=schedule,
         eager=eager,
         notes=notes,
+        world=world,
+        sharding=sharding,
     )
 
 

@@ -197,7 +197,8 @@ def choose_sharding(
     if kind is not None:
         return sharding(kind)
     # Slices where they are no worse: a frame's modulation needs no index there.
-    return min(map(sharding, ("slices", "contiguous")), key=lambda s: s.shard_bytes)
+    kinds: tuple[Kind, ...] = ("slices", "contiguous")
+    return min(map(sharding, kinds), key=lambda s: s.shard_bytes)
 
 
 def _head_ranks(heads: int, ranks: int, pattern: Pattern | None) -> int:
