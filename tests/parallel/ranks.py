@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 # Forks of a process that has imported torch once: starting eight anew would take a minute.
-_CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "vidk.rollout", "tests.tiny"])
+CONTEXT = mp.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "vidk.cli.job", "tests.tiny"])
 WORLD = 8
 
 
@@ -47,9 +47,9 @@ class Ranks:
         self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         self.pipes, self.processes = [], []
         for rank in range(ranks):
-            ours, theirs = _CONTEXT.Pipe()
+            ours, theirs = CONTEXT.Pipe()
             args = (rank, ranks, self._store.port, timeout, theirs)
-            process = _CONTEXT.Process(target=_serve, args=args, daemon=True)
+            process = CONTEXT.Process(target=_serve, args=args, daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
