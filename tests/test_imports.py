@@ -19,6 +19,7 @@ ORDER = [
     {"ops"},
     {"cache_kinds"},
     {"cache"},
+    {"parallel"},
     {"media"},
     {"models"},
     {"rollout", "text", "vae"},

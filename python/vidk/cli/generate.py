@@ -6,14 +6,20 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from vidk._files import atomic_path
 from vidk.cache_kinds import NVFP4_RECIPES
-from vidk.cli import values
+from vidk.cli import ranks, values
 from vidk.media import SUFFIXES, VideoWriter, check_output
 from vidk.models.config import CONFIGS
+
+if TYPE_CHECKING:
+    from vidk.cli.job import Job
+    from vidk.parallel.launch import World
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -118,16 +124,54 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     mode.add_argument(
         "--eager", action="store_const", const="eager", dest="mode", help="no torch.compile"
     )
+    ranks.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate a video; raise ValueError, OSError or RuntimeError for what the user can mend."""
-    # The parser must not wait for all this.
-    from vidk.cli.prepare import prepare
+    from vidk.parallel.launch import from_environment, joined
+
+    place = from_environment()
+    if place is None:
+        return _generate(args, None)
+    with joined(place, gpu=ranks.wants_gpu(args), timeout=args.timeout) as world:
+        return _generate(args, world)
+
+
+def _generate(args: argparse.Namespace, world: World | None) -> int:
     from vidk.cli.report import as_text
 
     started = time.perf_counter()
+    if world is None:
+        job, json_file = _prepare(args, None)
+    else:
+        try:
+            job, json_file = _prepare(args, world)
+        except Exception as error:
+            world.agree({}, error)
+            raise
+        world.agree(ranks.facts(args))
+    leads = ranks.leads(world)
+    if leads:
+        for note in job.notes:
+            say(note)
+        say(job.announcement())
+    report = job.run(say if leads else lambda text: None, progress=leads and sys.stderr.isatty())
+    if not leads:
+        return 0
+    report["times"]["total"] = time.perf_counter() - started
+    print(as_text(report))
+    if json_file:
+        with values.option("--json"), atomic_path(json_file) as temp:
+            temp.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _prepare(args: argparse.Namespace, world: World | None) -> tuple[Job, Path | None]:
+    # The parser must not wait for all this.
+    from vidk.cli.prepare import prepare
+
     with values.option("--out"):
         check_output(args.out)
     if not args.out.lower().endswith(".safetensors"):
@@ -137,17 +181,7 @@ def run(args: argparse.Namespace) -> int:
         json_file = check_output(args.json, (".json",)) if args.json else None
     if args.threads:
         torch.set_num_threads(args.threads)
-    job = prepare(args)
-    for note in job.notes:
-        say(note)
-    say(job.announcement())
-    report = job.run(say, progress=sys.stderr.isatty())
-    report["times"]["total"] = time.perf_counter() - started
-    print(as_text(report))
-    if json_file:
-        with values.option("--json"), atomic_path(json_file) as temp:
-            temp.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    return prepare(args, world), json_file
 
 
 def say(text: str) -> None:

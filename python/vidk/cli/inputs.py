@@ -25,10 +25,14 @@ from vidk.vae import Decoder, PreviewDecoder, WanVAEDecoder
 DEFAULT_CONFIG = "bundled"
 DEFAULT_PROMPT = "a red circle moves to the right"
 MODEL_OPS = (*Plain.ops, "cross_attention")
+# On a rank of several, where the cache is plain.
+RANK_OPS = ("qk_norm_rope_pack", "unpack_kv_write", "attention", "cross_attention")
 
 
-def model_ops(kind: str) -> tuple[str, ...]:
+def model_ops(kind: str, ranks: int = 1) -> tuple[str, ...]:
     """Return the ops of a forward whose cache is of a kind."""
+    if ranks > 1:
+        return RANK_OPS
     return MODEL_OPS if kind == Plain.name else (*QUANTISED_OPS, "cross_attention")
 
 

@@ -17,10 +17,14 @@ from vidk.cache_kinds import Kind
 from vidk.cli.inputs import ModelSource, model_ops
 from vidk.cli.kv import DEFAULT_RECIPE
 from vidk.cli.plan import Plan, stored
+from vidk.cli.ranks import NoOutput, fingerprint, leads
 from vidk.cli.report import GraphCount, plural, summarize
 from vidk.cli.stream import LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
 from vidk.cli.system import kernel, matmul_rate, peak_memory
 from vidk.models.wan import CausalWan
+from vidk.parallel.exchange import make_exchange
+from vidk.parallel.launch import World
+from vidk.parallel.planner import Sharding
 from vidk.rollout import Schedule, Session
 from vidk.text import PromptEmbeds
 from vidk.vae import Decoder
@@ -45,6 +49,14 @@ class Job:
     # Why the model is not compiled; None if it is.
     eager: str | None
     notes: list[str]
+    # Where this process is one of several.
+    world: World | None = None
+    sharding: Sharding | None = None
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The ops of a forward."""
+        return model_ops(self.kind.name, self.world.place.ranks if self.world else 1)
 
     @property
     def writes_latents(self) -> bool:
@@ -57,14 +69,15 @@ class Job:
         forwards = len(plan.blocks) * (len(self.schedule.timesteps) + 1)
         height, width = plan.size
         how = "eagerly" if self.eager else "compiled"
+        ranks = f"; {self.sharding}" if self.sharding else ""
         return (
             f"{source.name} ({source.weights}), {_name(source.dtype)}, {plan.frames} frames of "
             f"{height}x{width}: {plural(len(plan.blocks), 'block')}, {forwards} forwards, {how} "
-            f"on {self.device}"
+            f"on {self.device}{ranks}"
         )
 
     def run(self, say: Say, *, progress: bool) -> dict[str, Any]:
-        """Make the file and return the report.
+        """Make the file and return the report; on ranks that write none, an empty one.
 
         Parameters
         ----------
@@ -73,6 +86,12 @@ class Job:
         """
         load_before = os.getloadavg()
         model = self.source.load(self.device)
+        if self.world is not None and self.sharding is not None:
+            inputs = [self.prompt.embeds, self.prompt.context_lens]
+            inputs += [] if self.given is None else [self.given]
+            same = "weights, prompt and first frames"
+            self.world.agree({same: fingerprint(model, *inputs)})
+            model.parallelize(make_exchange(self.sharding))
         graphs = None
         if not self.eager:
             say("compiling for the first block, which takes a while the first time")
@@ -80,13 +99,18 @@ class Job:
         try:
             result = self._attempt(model, progress)
         except RuntimeError as error:
-            if self.eager or self.args.mode == "compile" or not _is_compile_error(error):
+            # Ranks that fall back to eager one by one would wait for each other.
+            chosen = self.eager or self.world or self.args.mode == "compile"
+            if chosen or not _is_compile_error(error):
                 raise
             self.eager = f"torch.compile failed: {str(error).strip().splitlines()[0]}"
             say(f"{self.eager}; running eagerly")
             graphs = None
             result = self._attempt(model, progress)
-        cache = stored(self.source.config, self.plan, self.source.dtype, self.kind)
+        if not leads(self.world):
+            return {}
+        head_ranks = self.sharding.head_ranks if self.sharding else 1
+        cache = stored(self.source.config, self.plan, self.source.dtype, self.kind, head_ranks)
         # Before the rates are measured, which takes memory of its own.
         cuda = self.device.type == "cuda"
         memory = {
@@ -123,8 +147,10 @@ class Job:
             # Every shape of a run is fixed; a first frame of its own is a second graph.
             compile=False if self.eager else {"dynamic": False},
         )
-        output: VideoOutput | LatentOutput
-        if self.writes_latents:
+        output: VideoOutput | LatentOutput | NoOutput
+        if not leads(self.world):
+            output = NoOutput()
+        elif self.writes_latents:
             output = LatentOutput(
                 args.out,
                 {
@@ -196,7 +222,8 @@ class Job:
             },
             "decoder": None if self.writes_latents else self.decoder.description,
             "compile": {"compiled": graphs is not None, "reason": self.eager, **counts},
-            "kernels": {op: kernel(op, device.type) for op in model_ops(self.kind.name)},
+            "ranks": str(self.sharding) if self.sharding else None,
+            "kernels": {op: kernel(op, device.type) for op in self.ops},
             "times": {"condition": result.condition, **times},
             "matmul_flops_per_second": rates,
             "memory": memory,

@@ -134,13 +134,15 @@ class CacheSize:
     key_row_bytes: float
 
 
-def stored(config: WanConfig, plan: Plan, dtype: torch.dtype, kind: Kind) -> CacheSize:
-    """Return what the KV cache of a run takes."""
+def stored(
+    config: WanConfig, plan: Plan, dtype: torch.dtype, kind: Kind, ranks: int = 1
+) -> CacheSize:
+    """Return what the KV cache of a run takes, on a rank where several share the heads."""
     _, ph, pw = config.patch_size
     sizes = Sizes(
         layers=config.num_layers,
         batch=1,
-        heads=config.num_heads,
+        heads=config.num_heads // ranks,
         head_dim=config.head_dim,
         frames=plan.slots,
         frame_tokens=(plan.latent[0] // ph) * (plan.latent[1] // pw),

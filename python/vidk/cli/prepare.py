@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from vidk.cli import plan as plans
+from vidk.cli import ranks
 from vidk.cli.inputs import (
     FirstFrames,
     ModelSource,
@@ -19,13 +20,14 @@ from vidk.cli.job import Job
 from vidk.cli.kv import choose_kind, kind_name
 from vidk.cli.system import compile_obstacle, kernel
 from vidk.cli.values import OptionError
+from vidk.parallel.launch import World
 from vidk.rollout import Schedule
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace, world: World | None = None) -> Job:
     """Check the command line and load all but the weights; raise ValueError for what is wrong."""
-    ops = model_ops(kind_name(args))
-    device, note = pick_device(args.device, ops)
+    ops = model_ops(kind_name(args), world.place.ranks if world else 1)
+    device, note = pick_device(ranks.device_name(args, world.place) if world else args.device, ops)
     notes = [note] if note else []
     missing = [op for op in ops if kernel(op, device.type) is None]
     if missing:
@@ -35,6 +37,11 @@ def prepare(args: argparse.Namespace) -> Job:
         )
     source = ModelSource.of(args)
     kind = choose_kind(args, source.config, source.dtype, device)
+    if world and kind.name != "plain":
+        raise OptionError(
+            f"--kv: got {kind.name} for {world.place.ranks} ranks, expected none: quantised keys "
+            "are not exchanged between ranks"
+        )
     eager = _why_eager(args.mode, device)
     schedule = Schedule(args.steps, shift=args.shift)
     decoder = load_decoder(args, source.config, device)
@@ -53,7 +60,9 @@ def prepare(args: argparse.Namespace) -> Job:
         single_first=args.independent_first_frame,
         given=0 if given is None else given.size(1),
     )
-    stored = plans.stored(source.config, plan, source.dtype, kind)
+    sharding = ranks.shard(args, world.place, source.config, plan, source.dtype) if world else None
+    head_ranks = sharding.head_ranks if sharding else 1
+    stored = plans.stored(source.config, plan, source.dtype, kind, head_ranks)
     plans.check_memory(stored, source.dtype, device, source.parameters)
     prompt, prompt_source = load_prompt(args, source.config, device)
     if args.model and not (args.prompt_embeds or args.text_encoder):
@@ -74,6 +83,8 @@ def prepare(args: argparse.Namespace) -> Job:
         schedule=schedule,
         eager=eager,
         notes=notes,
+        world=world,
+        sharding=sharding,
     )
 
 

@@ -117,6 +117,7 @@ def as_text(report: dict[str, Any]) -> str:
             "device",
             f"{model['device']}, {model['device_name']}, {plural(model['threads'], 'thread')}",
         ),
+        *([("ranks", report["ranks"])] if report["ranks"] else []),
         ("prompt", report["prompt"]["source"]),
         (
             "video",

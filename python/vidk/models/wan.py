@@ -24,6 +24,7 @@ from vidk.models.layers import (
     timestep_embedding,
 )
 from vidk.ops.attention import cross_attention
+from vidk.parallel.exchange import Exchange
 
 # What a cache's `write` returns and its `read` takes.
 Query = tuple[Tensor, ...]
@@ -31,6 +32,8 @@ Query = tuple[Tensor, ...]
 
 class SelfAttention(nn.Module):
     """Causal self-attention: new tokens against every cached token, no mask."""
+
+    exchange: Exchange | None = None
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -40,17 +43,29 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(config)
 
     def write(self, x: Tensor, cache: KVCache, layer: int, frames: int) -> Query:
-        """Cache the keys and values of `[B, F, n, C]`; return the query as the cache reads it."""
+        """Cache the keys and values of `[B, F, n, C]`; return the query as the cache reads it.
+
+        On a rank of several, see `Exchange.write`.
+        """
+        weights = (self.norm_q.weight, self.norm_k.weight)
+        eps = norm_eps(self.config)
+        if self.exchange is not None:
+            projections = (self.q, self.k, self.v)
+            return (self.exchange.write(x, projections, weights, eps, cache, layer, frames),)
         heads = (self.heads, -1)
         q, k, v = (f(x).flatten(1, 2).unflatten(2, heads) for f in (self.q, self.k, self.v))
-        weights = (self.norm_q.weight, self.norm_k.weight)
-        return cache.write(layer, frames, (q, k, v), weights, norm_eps(self.config))
+        return cache.write(layer, frames, (q, k, v), weights, eps)
 
     def read(self, q: Query, cache: KVCache, layer: int) -> Tensor:
         """Attend to the valid part of the cache; return `[B, F, n, C]`."""
+        if self.exchange is not None:
+            q = (self.exchange.queries(*q),)
         # Attention over FP8 values has bfloat16 results.
         out = cache.read(layer, q).type_as(self.o.weight)
-        return self.o(out.flatten(2)).unflatten(1, (-1, cache.frame_tokens))
+        if self.exchange is None:
+            return self.o(out.flatten(2)).unflatten(1, (-1, cache.frame_tokens))
+        mine = self.exchange.outputs(out)
+        return self.o(mine).unflatten(1, (-1, self.exchange.layout.group_tokens))
 
     def channel_order(self) -> Tensor:
         """Return `cache_kinds.channel_order` of the heads, `[H, D]`, as far as weights tell it.
@@ -92,10 +107,16 @@ class CrossAttention(nn.Module):
         return self.o(out.flatten(2)).view_as(x)
 
 
+def spread(parts: Sequence[Tensor], groups: Tensor | None) -> Sequence[Tensor]:
+    """Give modulations `[B, F, 1, C]` of frames to groups of tokens, by each group's frame."""
+    return parts if groups is None else [part.index_select(1, groups) for part in parts]
+
+
 class Block(nn.Module):
     """One transformer layer, in two halves: what fills the cache, and what reads it.
 
-    Hidden states are `[B, F, n, C]`, n tokens a frame, and modulations `[B, F, 1, C]`.
+    Hidden states are `[B, F, n, C]`, n tokens a frame, and modulations `[B, F, 1, C]`. On a rank of
+    several they are `[B, G, m, C]`, see `vidk.parallel.Layout`, with the frames of the `groups`.
     """
 
     def __init__(self, config: WanConfig, layer: int) -> None:
@@ -111,17 +132,25 @@ class Block(nn.Module):
             Linear(config.ffn_dim, config.dim),
         )
 
-    def fill(self, x: Tensor, time: Tensor, cache: KVCache) -> Query:
+    def fill(self, x: Tensor, time: Tensor, cache: KVCache, groups: Tensor | None) -> Query:
         """Write this layer's keys and values; return the queries."""
-        shift, scale = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[:2]
+        parts = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[:2]
+        shift, scale = spread(parts, groups)
         y = layer_norm(x, self.config) * (1 + scale) + shift
         return self.self_attn.write(y, cache, self.layer, time.size(1))
 
     def attend(
-        self, x: Tensor, q: Query, time: Tensor, cache: KVCache, context: TextContext
+        self,
+        x: Tensor,
+        q: Query,
+        time: Tensor,
+        cache: KVCache,
+        context: TextContext,
+        groups: Tensor | None,
     ) -> Tensor:
         """Self-attention over the cache, cross-attention and FFN; return the new `[B, F, n, C]`."""
-        gate1, shift, scale, gate2 = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[2:]
+        parts = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[2:]
+        gate1, shift, scale, gate2 = spread(parts, groups)
         x = x + self.self_attn.read(q, cache, self.layer) * gate1
         x = x + self.cross_attn(self.norm3(x), context, self.layer)
         y = self.ffn(layer_norm(x, self.config) * (1 + scale) + shift)
@@ -138,9 +167,9 @@ class Head(nn.Module):
         self.head = Linear(config.dim, config.out_channels * ph * pw)
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, groups: Tensor | None) -> Tensor:
         """Map `[B, F, n, C]` and the time embedding `[B, F, 1, C]` to `[B, F, n, patch values]`."""
-        shift, scale = (self.modulation.unsqueeze(1) + time).chunk(2, dim=2)
+        shift, scale = spread((self.modulation.unsqueeze(1) + time).chunk(2, dim=2), groups)
         return self.head(layer_norm(x, self.config) * (1 + scale) + shift)
 
 
@@ -160,6 +189,7 @@ class CausalWan(nn.Module):
                 "vidk.CausalWan: qk_norm: got False, expected True: the fused op normalises q and k"
             )
         self.config = config
+        self.exchange: Exchange | None = None
         self.patch_embedding = nn.Conv3d(
             config.in_channels, config.dim, config.patch_size, config.patch_size
         )
@@ -175,6 +205,12 @@ class CausalWan(nn.Module):
         layers = [Block(config, i) for i in range(config.num_layers)]
         self.blocks = nn.ModuleList(layers)  # type: ignore[assignment]
         self.head = Head(config)
+
+    def parallelize(self, exchange: Exchange | None) -> None:
+        """Share each block with the other ranks of an exchange; caches made from now on fit it."""
+        self.exchange = exchange
+        for block in self.blocks:
+            block.self_attn.exchange = exchange
 
     def new_cache(
         self,
@@ -205,7 +241,7 @@ class CausalWan(nn.Module):
             perm = torch.stack([block.self_attn.channel_order() for block in self.blocks])
         return KVCache(
             layers=self.config.num_layers,
-            heads=self.config.num_heads,
+            heads=self.exchange.local_heads if self.exchange else self.config.num_heads,
             head_dim=self.config.head_dim,
             height=latent_height // ph,
             width=latent_width // pw,
@@ -280,24 +316,27 @@ class CausalWan(nn.Module):
         `[B, F, out_channels, h, w]`, the flow (velocity), the dtype of the model.
         """
         self._check_latents(latents, cache)
+        exchange, frames = self.exchange, latents.size(1)
         x = self._patchify(latents)
+        groups = None if exchange is None else exchange.layout.frame_of_group(frames, x.device)
         emb = timestep_embedding(timesteps, self.config.freq_dim).type_as(x)
         emb = self.time_embedding(emb)
         time = self.time_projection(emb).unflatten(2, (6, -1))
         *body, last = self.blocks
         for block in body:
-            q = block.fill(x, time, cache)
-            x = block.attend(x, q, time, cache, context)
-        q = last.fill(x, time, cache)
+            q = block.fill(x, time, cache, groups)
+            x = block.attend(x, q, time, cache, context, groups)
+        q = last.fill(x, time, cache, groups)
 
         def flow(x: Tensor, q: Query) -> Tensor:
-            y = last.attend(x, q, time, cache, context)
-            return self._unpatchify(self.head(y, emb.unsqueeze(2)), cache)
+            y = last.attend(x, q, time, cache, context, groups)
+            y = self.head(y, emb.unsqueeze(2), groups)
+            return self._unpatchify(y if exchange is None else exchange.gather(y, frames), cache)
 
         def nothing(x: Tensor, q: Query) -> Tensor:
             _, ph, pw = self.config.patch_size
             size = (self.config.out_channels, cache.height * ph, cache.width * pw)
-            return x.new_zeros(x.size(0), x.size(1), *size)
+            return x.new_zeros(x.size(0), frames, *size)
 
         if clean is None:
             return flow(x, q)
@@ -315,10 +354,15 @@ class CausalWan(nn.Module):
             )
 
     def _patchify(self, latents: Tensor) -> Tensor:
-        """`[B, F, c, h, w]` to `[B, F, n, C]`: the patch convolution as one matrix product."""
+        """`[B, F, c, h, w]` to `[B, F, n, C]`: the patch convolution as one matrix product.
+
+        On a rank of several, only its tokens.
+        """
         _, ph, pw = self.config.patch_size
         x = latents.unflatten(4, (-1, pw)).unflatten(3, (-1, ph))  # b f c y p x q
         x = x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+        if self.exchange is not None:
+            x = self.exchange.layout.split(x)
         return linear(x, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
 
     def _unpatchify(self, x: Tensor, cache: KVCache) -> Tensor:
