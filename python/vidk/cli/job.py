@@ -16,7 +16,7 @@ from vidk.bench.machine import cpu_model
 from vidk.cli.inputs import MODEL_OPS, ModelSource
 from vidk.cli.plan import Plan, cache_bytes
 from vidk.cli.report import GraphCount, plural, summarize
-from vidk.cli.stream import LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
+from vidk.cli.stream import Change, LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
 from vidk.cli.system import kernel, matmul_rate, peak_memory
 from vidk.models.wan import CausalWan
 from vidk.rollout import Schedule, Session
@@ -38,6 +38,8 @@ class Job:
     given: Tensor | None
     prompt: PromptEmbeds
     prompt_source: str
+    # Later prompts of a script.
+    changes: list[Change]
     schedule: Schedule
     # Why the model is not compiled; None if it is.
     eager: str | None
@@ -133,7 +135,15 @@ class Job:
         else:
             output = VideoOutput(args.out, args.fps, plan.frames, self.decoder)
         with output, cancelled_by_ctrl_c(session):
-            result = stream(session, plan, output, self.given, progress=progress)
+            result = stream(
+                session,
+                plan,
+                output,
+                self.given,
+                self.changes,
+                ratio=self.decoder.frames_per_latent,
+                progress=progress,
+            )
         result.codec, result.notes = output.codec, list(output.notes)
         return result
 
@@ -184,6 +194,7 @@ class Job:
             "schedule": {
                 "timesteps": self.schedule.timesteps,
                 "shift": args.shift,
+                "sampler": self.schedule.sampler,
                 "seed": args.seed,
             },
             "decoder": None if self.writes_latents else self.decoder.description,

@@ -12,7 +12,7 @@ from vidk.cli.inputs import (
     FirstFrames,
     ModelSource,
     load_decoder,
-    load_prompt,
+    load_prompts,
     pick_device,
 )
 from vidk.cli.job import Job
@@ -32,26 +32,36 @@ def prepare(args: argparse.Namespace) -> Job:
             "(vidk env says why)"
         )
     source = ModelSource.of(args)
+    defaults = plans.defaults(source.kind)
+    args = _filled(args, defaults)
     eager = _why_eager(args.mode, device)
-    schedule = Schedule(args.steps, shift=args.shift)
-    decoder = load_decoder(args, source.config, device)
-    first = FirstFrames(args) if args.first_frames else None
+    schedule = Schedule(args.steps, shift=args.shift, sampler=args.sampler)
+    decoder = load_decoder(args, source, device)
+    first = FirstFrames(args, decoder) if args.first_frames else None
     natural = first.pixel_size(decoder.scale) if first else None
-    size = args.size or natural or plans.default_size(source.name)
+    size = args.size or natural or defaults.size
+    if source.bundled and size != defaults.size:
+        height, width = defaults.size
+        raise OptionError(
+            f"--size: got {size[0]}x{size[1]}, expected {height}x{width}, the size that the "
+            "bundled model was trained for"
+        )
     plans.check_size(size, decoder.scale, source.config.patch_size)
     given = first.load(decoder, source.config, size) if first else None
     plan = plans.make_plan(
         size=size,
-        frames=args.frames or plans.default_frames(source.name),
+        frames=args.frames or defaults.frames,
         scale=decoder.scale,
+        ratio=decoder.frames_per_latent,
         block=args.block,
         window=args.window,
         sink=args.sink,
         single_first=args.independent_first_frame,
         given=0 if given is None else given.size(1),
+        usual_window=defaults.window,
     )
     plans.check_memory(source.config, plan, source.dtype, device, source.parameters)
-    prompt, prompt_source = load_prompt(args, source.config, device)
+    prompt, prompt_source, changes = load_prompts(args, source, device)
     if args.model and not (args.prompt_embeds or args.text_encoder):
         notes.append(
             "the prompt is only placeholder embeddings, which mean nothing to a trained model: "
@@ -66,10 +76,20 @@ def prepare(args: argparse.Namespace) -> Job:
         given=given,
         prompt=prompt.to(device, source.dtype),
         prompt_source=prompt_source,
+        changes=changes,
         schedule=schedule,
         eager=eager,
         notes=notes,
     )
+
+
+def _filled(args: argparse.Namespace, defaults: plans.Defaults) -> argparse.Namespace:
+    """Put the model's defaults where the command line says nothing."""
+    filled = argparse.Namespace(**vars(args))
+    for name in ("sink", "steps", "shift", "sampler"):
+        if getattr(filled, name) is None:
+            setattr(filled, name, getattr(defaults, name))
+    return filled
 
 
 def _why_eager(mode: str | None, device: torch.device) -> str | None:

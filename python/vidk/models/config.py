@@ -91,6 +91,9 @@ class WanConfig:
         Affine LayerNorm before the cross-attention.
     eps : float
         Epsilon of every norm.
+    prediction : str
+        What the head was trained to return: "flow" (noise less clean latents, as every Wan model)
+        or "x0" (the clean latents).
 
     Raises
     ------
@@ -111,6 +114,7 @@ class WanConfig:
     qk_norm: bool = True
     cross_attn_norm: bool = True
     eps: float = 1e-6
+    prediction: str = "flow"
 
     def __post_init__(self) -> None:
         for name, kind in WanConfig.__annotations__.items():
@@ -130,6 +134,9 @@ class WanConfig:
         _expect(min(patch) >= 1, "patch_size", patch, "sizes of at least 1")
         _expect(
             isinstance(self.eps, float) and 0.0 < self.eps < 1.0, "eps", self.eps, "0 < eps < 1"
+        )
+        _expect(
+            self.prediction in ("flow", "x0"), "prediction", self.prediction, "'flow' or 'x0'"
         )
         _expect(
             self.dim % self.num_heads == 0,
@@ -249,7 +256,14 @@ CONFIGS: dict[str, WanConfig] = {
         dim=64, ffn_dim=128, num_heads=2, num_layers=2, freq_dim=64, text_dim=32, text_len=16
     ),
     "bundled": WanConfig(
-        dim=256, ffn_dim=768, num_heads=2, num_layers=4, freq_dim=64, text_dim=64, text_len=16
+        dim=256,
+        ffn_dim=512,
+        num_heads=2,
+        num_layers=4,
+        freq_dim=64,
+        text_dim=64,
+        text_len=8,
+        prediction="x0",
     ),
 }
 
