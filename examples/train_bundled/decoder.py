@@ -10,7 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from data import LatentWorld, random_words
+from world import LatentWorld, random_words
 from vidk.bundled.codec import PixelDecoder
 from vidk.bundled.grammar import BACKGROUNDS, COLOURS, SHAPES
 from vidk.bundled.scenes import CELL, GRID, PLACES, SIZE, shape_mask

@@ -1,7 +1,7 @@
 """Gates of the training: rollouts of the product's session, read in latent space."""
 import argparse, time, sys
 import torch
-from data import LatentWorld, start_places, STEPS, SIZES, PLACES
+from world import LatentWorld, start_places, STEPS, SIZES, PLACES
 from vidk.bundled.grammar import embed_words
 from vidk.bundled.noise import PlacedNoise
 from vidk.bundled.scenes import GRID

@@ -1,232 +1,262 @@
-"""Train the bundled model."""
+"""Train the bundled model: resumable, on one process or several ranks.
+
+    python train.py FOLDER --stage 1 --minutes 15
+
+goes on from FOLDER/state.pt where there is one. With RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+set, ranks share the batch; on a busy CPU two ranks of one thread are faster than one of two threads.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import platform
+import signal
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-from data import PLACES, SIZES, STEPS, LatentWorld, random_words, start_places
+from clips import STAGES, Clips, make_clips, sigmas
+from encoder import fitted
 from forward import TrainForward
 from optim import Muon
+from torch import Tensor
+from world import LatentWorld
+
+from vidk.bench.machine import cpu_model
 from vidk.bundled.grammar import embed_words
 from vidk.bundled.noise import pattern
 from vidk.bundled.scenes import GRID
 from vidk.models.config import CONFIGS
 from vidk.models.seeded import seeded_model
 
-# Instances of a clip's blocks in a step: stage 1 has first blocks only; stage 2 has the clean
-# blocks 0, p, p + 1 and the noisy 0, p + 1, p + 2, the last two twice with other noise.
-FIRST = (0,), (((0,),),)
-PLANS = {
-    1: (((0,), ((0,),)),),
-    2: (
-        ((0, 3), ((0,), (3,))),
-        ((1,), ((0, 1),)),
-        ((2, 4, 5, 6, 7), ((0, 1, 2), (0, 1, 4), (0, 2, 5), (0, 1, 6), (0, 2, 7))),
-    ),
-}
-BLOCK_OF = {1: (0,), 2: (0, 1, 2, 0, 2, 3, 2, 3)}
-NOISY = {1: (0,), 2: (3, 4, 5, 6, 7)}
+SAVE_SECONDS, LOG_SECONDS = 120, 20
+EMA = 0.998
 
 
-def clips(world: LatentWorld, n: int, stage: int, opts, g: torch.Generator):
-    """Return x0 `[n, I, 3, C, h, w]`, words `[n, I, 4]`, positions `[n, I, 3]`, sink `[n]`."""
-    blocks = 1 if stage == 1 else 4
-    words = random_words(n, g)[:, None].repeat(1, blocks, 1)
-    start = start_places(words[:, 0], g)
-    first = torch.zeros(n, blocks, dtype=torch.long)
-    sink = torch.zeros(n)
-    if stage == 2:
-        # From block c on other words, in a part of the slots.
-        cut = torch.randint(1, 4, (n,), generator=g)
-        cut[torch.rand(n, generator=g) >= opts.switch] = 4
-        other = random_words(n, g)
-        keep = torch.rand(n, len(SIZES), generator=g) < 0.5
-        other = torch.where(keep, words[:, 0], other)
-        late = torch.arange(4)[None] >= cut[:, None]
-        words = torch.where(late[..., None], other[:, None], words)
-        # Block p lies at any distance from the sink, a quarter of the time at none.
-        gap = torch.randint(1, opts.max_blocks, (n,), generator=g)
-        near = torch.rand(n, generator=g)
-        gap = torch.where(near < 0.25, 0, torch.where(near < 0.5, gap % 4 + 1, gap))
-        first = torch.stack([torch.zeros_like(gap), gap, gap + 1, gap + 2], 1)
-        sink = torch.where(gap == 0, -1e4, 0.0)
-        words[gap == 0, 1] = words[gap == 0, 0]
-    places = [start[:, None] + STEPS[words[:, 0, 2]][:, None] * torch.arange(3)[None, :, None]]
-    if stage == 2:
-        jump = torch.rand(n, generator=g) < 0.5
-        at = places[0][:, -1] + STEPS[words[:, 0, 2]] * (3 * (gap - 1))[:, None]
-        at = torch.where(jump[:, None], torch.randint(0, PLACES, (n, 2), generator=g), at)
-        at[gap == 0] = (start - STEPS[words[:, 0, 2]])[gap == 0]
-        for b in range(1, 4):
-            step = STEPS[words[:, b, 2]][:, None]
-            places.append(at[:, None] + step * torch.arange(1, 4)[None, :, None])
-            at = places[-1][:, -1]
-    places = torch.stack(places, 1)
-    flat = words[:, :, None].expand(-1, -1, 3, -1).reshape(-1, 4)
-    x0 = world.latents(flat, places.reshape(-1, 2)).view(n, blocks, 3, -1, GRID, GRID)
-    which = torch.tensor(BLOCK_OF[stage])
-    positions = first[:, which, None] * 3 + torch.arange(3)
-    return x0[:, which], words[:, which], positions, sink
+class Training:
+    """Parameters, optimisers and what was done so far.
+
+    Parameters
+    ----------
+    seed : of every batch, together with the step and the rank.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.config = CONFIGS["bundled"]
+        model = seeded_model(self.config, seed=seed)
+        torch.nn.init.zeros_(model.head.head.weight)
+        self.params = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
+        self.matrices = [
+            k for k, v in self.params.items() if k.startswith("blocks.") and v.dim() == 2
+        ]
+        self.rest = [k for k in self.params if k not in self.matrices]
+        self.muon = Muon([self.params[k] for k in self.matrices])
+        self.adam = torch.optim.AdamW(
+            [self.params[k] for k in self.rest], betas=(0.9, 0.98), weight_decay=0.0
+        )
+        self.ema = {k: v.detach().clone() for k, v in self.params.items()}
+        self.done: dict[str, Any] = {"step": 0, "seconds": 0.0, "clips": 0, "stages": []}
+
+    def save(self, path: Path) -> None:
+        """Write everything a later run needs, whole or not at all."""
+        temp = path.with_suffix(".tmp")
+        state = {
+            "model": {k: v.detach() for k, v in self.params.items()},
+            "ema": self.ema,
+            "muon": self.muon.moments,
+            "adam": self.adam.state_dict(),
+            "done": self.done,
+        }
+        torch.save(state, temp)
+        os.replace(temp, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a file of `save`."""
+        state = torch.load(path)
+        for name, param in self.params.items():
+            param.data.copy_(state["model"][name])
+            self.ema[name].copy_(state["ema"][name])
+        for moment, saved in zip(self.muon.moments, state["muon"], strict=True):
+            moment.copy_(saved)
+        self.adam.load_state_dict(state["adam"])
+        self.done = {**self.done, **state["done"]}
+        self.done.pop("log", None)
+
+    def apply(self, grads: dict[str, Tensor], lr: float) -> float:
+        """Take a step along clipped gradients; return their norm before."""
+        norm = float(torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt())
+        scale = min(1.0, 1.0 / (norm + 1e-6))
+        for name in self.rest:
+            self.params[name].grad = grads[name] * scale
+        for group in self.adam.param_groups:
+            group["lr"] = 0.7 * lr
+        self.adam.step()
+        # Muon's steps have one length whatever the gradient's.
+        self.muon.step([grads[k] for k in self.matrices], lr, 0.01)
+        self.done["step"] += 1
+        decay = min(EMA, self.done["step"] / (self.done["step"] + 10))
+        with torch.no_grad():
+            averages, params = list(self.ema.values()), list(self.params.values())
+            torch._foreach_lerp_(averages, params, 1 - decay)
+        return norm
 
 
-def sigmas(shape, shift: float, g: torch.Generator) -> Tensor:
-    u = torch.rand(shape, generator=g)
-    return shift * u / (1 + (shift - 1) * u)
+def losses(
+    training: Training,
+    forward: TrainForward,
+    clips: Clips,
+    stage: int,
+    options: argparse.Namespace,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the weighted x0 error of each noisy instance."""
+    config, plan = training.config, STAGES[stage]
+    clean = list(plan.clean)
+    sigma = sigmas(clips.x0.shape[:2], options.shift, generator)
+    sigma[:, clean] = 0
+    noise = torch.randn(clips.x0.shape, generator=generator)
+    level = sigma[:, :, None, None, None, None]
+    xt = (1 - level) * clips.x0 + level * (noise + pattern())
+    if clean and options.context_noise:
+        # In a rollout the context is the model's own work, and never quite clean.
+        rough = torch.rand(len(xt), len(clean), 1, 1, 1, 1, generator=generator)
+        xt[:, clean] += noise[:, clean] * rough * options.context_noise
+    embeds = embed_words(clips.words, config.text_len, config.text_dim)
+    low = {k: v.to(dtype) for k, v in training.params.items()}
+    x0 = forward(low, xt, sigma, embeds, clips.positions, clips.sink, plan.plan)
+    error = (x0 - clips.x0)[:, plan.noisy].square().mean((2, 3, 4, 5))
+    # The weight of the flow's error, bounded.
+    return (error / sigma[:, plan.noisy].clamp(min=0.1).square()).mean(0)
+
+
+def averaged(grads: list[Tensor], stop: bool) -> tuple[list[Tensor], bool]:
+    """Return the mean over the ranks, and whether any of them wants to stop."""
+    if not dist.is_initialized():
+        return grads, stop
+    flat = torch.cat([*(g.reshape(-1) for g in grads), torch.tensor([float(stop)])])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat[:-1].split([g.numel() for g in grads])
+    return [p.view_as(g) for p, g in zip(parts, grads, strict=True)], bool(flat[-1] > 0)
+
+
+def revision() -> str:
+    """Return the commit of the source, with `+` if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        here = Path(__file__).parent
+        return subprocess.run(command, capture_output=True, text=True, cwd=here).stdout.strip()
+    except OSError:
+        return ""
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("folder", type=Path, help="of state.pt and log.jsonl")
+    add("--stage", type=int, choices=tuple(STAGES), default=1)
+    add("--minutes", type=float, default=15.0)
+    add("--steps", type=int, help="stop after so many, if that comes first")
+    add("--batch", type=int, default=16, help="clips a rank and step")
+    add("--lr", type=float, default=1.5e-3, help="of Muon; falls linearly")
+    add("--lr-end", type=float, default=0.3, help="share of it that is left at the end")
+    add("--warmup", type=int, default=50, help="steps")
+    add("--shift", type=float, default=3.0)
+    add("--switch", type=float, default=0.3, help="share of clips whose prompt changes")
+    add("--context-noise", type=float, default=0.1)
+    add("--init", type=Path, help="a state.pt to begin with, where FOLDER has none")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=2)
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--eager", action="store_true", help="no torch.compile")
+    return parser.parse_args()
 
 
 def main() -> None:
-    a = argparse.ArgumentParser()
-    a.add_argument("--folder", type=Path, default=Path("/work/train6/run1"))
-    a.add_argument("--stage", type=int, default=1)
-    a.add_argument("--minutes", type=float, default=10)
-    a.add_argument("--batch", type=int, default=64)
-    a.add_argument("--lr", type=float, default=1.5e-3)
-    a.add_argument("--lr-end", type=float, default=0.1)
-    a.add_argument("--shift", type=float, default=3.0)
-    a.add_argument("--switch", type=float, default=0.3)
-    a.add_argument("--max-blocks", type=int, default=80)
-    a.add_argument("--context-noise", type=float, default=0.0)
-    a.add_argument("--codec", default="/work/train6/codec0.pt")
-    a.add_argument("--eager", action="store_true")
-    a.add_argument("--bench", type=int, default=0)
-    a.add_argument("--dtype", default="bfloat16")
-    a.add_argument("--seed", type=int, default=0)
-    a.add_argument("--init", default="", help="state to start from")
-    o = a.parse_args()
-    torch.set_num_threads(int(os.environ.get("T","2")))
+    """Train for some minutes."""
+    o = options()
+    torch.set_num_threads(o.threads)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if ranks > 1:
         dist.init_process_group("gloo")
     o.folder.mkdir(parents=True, exist_ok=True)
-    dtype = getattr(torch, o.dtype)
-    weight, mean, _ = torch.load(o.codec)
-    world = LatentWorld.build(weight, mean)
-    config = CONFIGS["bundled"]
-    model = seeded_model(config)
-    torch.nn.init.zeros_(model.head.head.weight)
-    p = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
-    matrix = [k for k in p if k.startswith("blocks.") and p[k].dim() == 2]
-    rest = [k for k in p if k not in matrix]
-    muon = Muon([p[k] for k in matrix])
-    adam = torch.optim.AdamW([p[k] for k in rest], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    ema = {k: v.detach().clone() for k, v in p.items()}
-    g = torch.Generator()
-    done = {"step": 0, "seconds": 0.0, "clips": 0, "log": []}
     path = o.folder / "state.pt"
-    if path.exists() or o.init:
-        s = torch.load(path if path.exists() else o.init)
-        for k in p:
-            p[k].data.copy_(s["model"][k])
-            ema[k].copy_(s["ema"][k])
-        for m, saved in zip(muon.moments, s["muon"], strict=True):
-            m.copy_(saved)
-        adam.load_state_dict(s["adam"])
-        done = s["done"]
-
-    def save() -> None:
-        if rank:
-            return
-        temp = path.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": {k: v.detach() for k, v in p.items()},
-                "ema": ema,
-                "muon": muon.moments,
-                "adam": adam.state_dict(),
-                "done": done,
-                "config": {k: str(v) for k, v in vars(o).items()},
-            },
-            temp,
+    training = Training(o.seed)
+    source = path if path.exists() else o.init
+    if source:
+        training.load(source)
+    world = LatentWorld.build(*fitted(o.folder)[:2])
+    forward = TrainForward(training.config, GRID, compile=not o.eager)
+    done, generator = training.done, torch.Generator()
+    told = {k: v for k, v in vars(o).items() if k not in ("folder", "init")}
+    stage = {
+        **told,
+        "ranks": ranks,
+        "revision": revision(),
+        "machine": f"{cpu_model()}, {platform.machine()}",
+        "steps": 0,
+        "clips": 0,
+        "seconds": 0.0,
+    }
+    done["stages"].append(stage)
+    before = done["seconds"]
+    begin = logged = saved = time.perf_counter()
+    sums, count, stop = torch.zeros(2), 0, False
+    # The end of the step at work, then a checkpoint.
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, frame: asked.append(n))
+    while not stop:
+        spent = time.perf_counter() - begin
+        left = 1 - min(1.0, spent / (60 * o.minutes))
+        lr = o.lr * min(1.0, (stage["steps"] + 1) / o.warmup)
+        lr *= o.lr_end + (1 - o.lr_end) * left
+        generator.manual_seed((o.seed * 1_000_003 + done["step"]) * 64 + rank)
+        clips = make_clips(world, o.batch, STAGES[o.stage], o.switch, generator)
+        each = losses(
+            training, forward, clips, o.stage, o, generator, getattr(torch, o.dtype)
         )
-        os.replace(temp, path)
-
-    mean_noise = pattern()
-    forward = TrainForward(config, GRID, compile=not o.eager)
-    plan, noisy = PLANS[o.stage], torch.tensor(NOISY[o.stage])
-    clean = [i for i in range(len(BLOCK_OF[o.stage])) if i not in NOISY[o.stage]]
-    begin = time.perf_counter()
-    spent0, last, saved, total = done["seconds"], begin, begin, o.minutes * 60
-    sums = torch.zeros(4)
-    count = 0
-    names = list(p)
-    local = 0
-    stop = False
-    while True:
+        grads = torch.autograd.grad(each.mean(), list(training.params.values()))
+        over = bool(asked) or left == 0 or (o.steps is not None and stage["steps"] + 1 >= o.steps)
+        shared, stop = averaged(list(grads), over)
+        norm = training.apply(dict(zip(training.params, shared, strict=True)), lr)
         now = time.perf_counter()
-        elapsed = now - begin
-        if stop or (o.bench and local >= o.bench):
-            break
-        frac = min(1.0, elapsed / total)
-        lr = o.lr * min(1.0, (local + 1) / 50) * (1 - (1 - o.lr_end) * frac)
-        g.manual_seed((o.seed * 1_000_003 + done["step"]) * 64 + rank)
-        x0, words, positions, sink = clips(world, o.batch, o.stage, o, g)
-        sigma = sigmas(x0.shape[:2], o.shift, g)
-        sigma[:, clean] = 0
-        plain = torch.randn(x0.shape, generator=g)
-        noise = plain + mean_noise
-        s = sigma[:, :, None, None, None, None]
-        xt = (1 - s) * x0 + s * noise
-        if clean and o.context_noise:
-            level = torch.rand(len(x0), len(clean), generator=g) * o.context_noise
-            xt[:, clean] += plain[:, clean] * level[:, :, None, None, None, None]
-        low = {k: v.to(dtype) for k, v in p.items()}
-        out = forward(low, xt, sigma, embed_words(words, config.text_len, config.text_dim), positions, sink, plan)
-        err = (out[:, noisy] - x0[:, noisy]).square().mean((2, 3, 4, 5))
-        w = sigma[:, noisy].clamp(min=0.1).square().reciprocal()
-        loss = (err * w).mean()
-        grads = torch.autograd.grad(loss, [p[k] for k in names])
-        if ranks > 1:
-            flat = torch.cat([x.reshape(-1) for x in grads])
-            # One more number: whether a rank's time is up, so that all stop at the same step.
-            flat = torch.cat([flat, torch.tensor([float(elapsed > total)])])
-            dist.all_reduce(flat)
-            flat /= ranks
-            stop = flat[-1].item() > 0
-            grads = [
-                f.view_as(x)
-                for f, x in zip(flat[:-1].split([x.numel() for x in grads]), grads, strict=True)
-            ]
-        else:
-            stop = elapsed > total
-        norm = torch.stack([x.square().sum() for x in grads]).sum().sqrt()
-        scale = min(1.0, 1.0 / (norm.item() + 1e-6))
-        by = dict(zip(names, grads, strict=True))
-        for k in rest:
-            p[k].grad = by[k] * scale
-        for group in adam.param_groups:
-            group["lr"] = lr * 0.7
-        adam.step()
-        muon.step([by[k] for k in matrix], lr, 0.01)
-        decay = min(0.998, (done["step"] + 1) / (done["step"] + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_([ema[k] for k in names], [p[k] for k in names], 1 - decay)
-        done["step"] += 1
-        local += 1
-        done["clips"] += o.batch * ranks
-        done["seconds"] = spent0 + time.perf_counter() - begin
-        e = (err * w).detach().mean(0)
-        sums += torch.tensor([loss.item(), e[0].item(), e[1:].mean().item() if len(e) > 1 else 0, norm.item()])
+        for counts in (done, stage):
+            counts["clips"] += o.batch * ranks
+        stage["steps"] += 1
+        stage["seconds"] = now - begin
+        done["seconds"] = before + stage["seconds"]
+        seen = each.detach()
+        sums += torch.stack([seen[0], seen[1:].mean() if len(seen) > 1 else torch.zeros(())])
         count += 1
-        now = time.perf_counter()
-        if rank == 0 and now - last > 20 or (o.bench and local == o.bench):
-            m = (sums / count).tolist()
-            line = {"t": round(done["seconds"]), "step": done["step"], "stage": o.stage, "loss": m[0], "first": m[1], "next": m[2], "norm": m[3], "lr": lr, "s/step": (now - last) / count}
-            done["log"].append(line)
-            print(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+        if rank == 0 and (stop or now - logged > LOG_SECONDS):
+            first, later = (sums / count).tolist()
+            line = {
+                "seconds": round(done["seconds"]),
+                "step": done["step"],
+                "stage": o.stage,
+                "first": round(first, 4),
+                "later": round(later, 4),
+                "norm": round(norm, 3),
+                "lr": round(lr, 6),
+                "step_seconds": round((now - logged) / count, 3),
+            }
+            with open(o.folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
             sums.zero_()
-            count, last = 0, now
-        if now - saved > 120:
-            save()
+            count, logged = 0, now
+        if rank == 0 and (stop or now - saved > SAVE_SECONDS):
+            training.save(path)
             saved = now
-    save()
 
 
 if __name__ == "__main__":

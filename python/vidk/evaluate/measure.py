@@ -9,13 +9,14 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidk.bundled.grammar import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES
 from vidk.bundled.scenes import CELL, PLACES, SIZE, shape_mask
 
 # Area over that of the bounding box is 1, pi / 4 and 1 / 2; the limits lie between.
-_FILL = {"square": (0.89, 2.0), "circle": (0.64, 0.89), "triangle": (0.0, 0.64)}
+_FILL = (("square", 0.89), ("circle", 0.64), ("triangle", 0.0))
 # Colours are in 0..1; a shape closer than this to its background is not there.
 _CONTRAST = 0.25
 _SIZE_TOLERANCE = 1.25
@@ -36,7 +37,6 @@ class Seen:
     present: bool
     colour: str | None
     shape: str | None
-    size_ratio: float
     area: float
     centre: tuple[float, float]
 
@@ -56,7 +56,8 @@ def _circular_mean(weight: Tensor) -> float:
 
 def look(frame: Tensor) -> Seen:
     """Measure one frame, uint8 `[H, W, 3]`."""
-    x = frame.float() / 255
+    # Half the resolution measures the same four times faster.
+    x = F.avg_pool2d(frame.permute(2, 0, 1).float() / 255, 2).permute(1, 2, 0)
     h, w, _ = x.shape
     flat = x.flatten(0, 1)
     # A shape covers well under half of the picture.
@@ -68,7 +69,7 @@ def look(frame: Tensor) -> Seen:
     axis = far - ground
     contrast = float(axis.norm())
     if contrast < _CONTRAST:
-        return Seen(background, False, None, None, 0.0, 0.0, (0.0, 0.0))
+        return Seen(background, False, None, None, 0.0, (0.0, 0.0))
     mask = ((flat - ground) @ axis / contrast**2).clamp(0, 1).view(h, w)
     # Noise of the background is no part of the shape.
     mask = mask * (mask > 0.1)
@@ -77,11 +78,12 @@ def look(frame: Tensor) -> Seen:
     height, width = int(middle.any(1).sum()), int(middle.any(0).sum())
     area = float(mask.mean())
     fill = area * h * w / max(height * width, 1)
-    shape = next(name for name, (low, high) in _FILL.items() if low <= fill < high or high == 2.0 <= fill)
+    shape = next(name for name, least in _FILL if fill >= least)
     ratio = area / AREA[shape]
     # Specks, or a cloud over everything, are no object.
     present = 0.25 < ratio < 4
-    return Seen(background, present, _nearest(far, COLOURS), shape, ratio, area, centre)
+    place = (2 * centre[0], 2 * centre[1])
+    return Seen(background, present, _nearest(far, COLOURS), shape, area, place)
 
 
 def step(before: tuple[float, float], after: tuple[float, float], size: int) -> tuple[float, float]:
