@@ -1,85 +1,116 @@
-"""Train the pixel decoder: latents of the world's frames, a little noisy, to the frames."""
+"""Train the pixel decoder: latents of the world's frames, a little noisy, to the frames.
+
+    python decoder.py FOLDER --minutes 5
+
+writes FOLDER/decoder.pt, and goes on from it where there is one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
+from pathlib import Path
 
 import torch
+from encoder import fitted
 from torch import Tensor
-
 from world import LatentWorld, random_words
+
 from vidk.bundled.codec import PixelDecoder
 from vidk.bundled.grammar import BACKGROUNDS, COLOURS, SHAPES
-from vidk.bundled.scenes import CELL, GRID, PLACES, SIZE, shape_mask
+from vidk.bundled.scenes import CELL, PLACES, shape_mask
+
+FILE = "decoder.pt"
+NOISE = 0.2
 
 
-def targets(masks: Tensor, words: Tensor, places: Tensor) -> Tensor:
-    """Return colours `[N, 3, SIZE, SIZE]`; `masks` `[shapes, 2, 2, SIZE, SIZE]` by phase."""
-    colours, grounds = (torch.tensor(list(x.values())) for x in (COLOURS, BACKGROUNDS))
-    shift = (places - PLACES // 2).div(2, rounding_mode="floor") * CELL
-    out = []
-    for w, p, s in zip(words, places, shift, strict=True):
-        mask = masks[w[1], p[1] % 2, p[0] % 2].roll((int(s[1]), int(s[0])), (0, 1))
-        g = grounds[w[3]][:, None, None]
-        out.append(g + mask * (colours[w[0]][:, None, None] - g))
-    return torch.stack(out)
+class Pictures:
+    """Frames of the world as colours, by rolling a mask of every shape at every phase."""
+
+    def __init__(self) -> None:
+        middle = PLACES // 2
+        self.masks = [
+            [[shape_mask(s, middle + x, middle + y) for x in (0, 1)] for y in (0, 1)]
+            for s in SHAPES
+        ]
+        self.colours, self.grounds = (
+            torch.tensor(list(table.values()))[..., None, None] for table in (COLOURS, BACKGROUNDS)
+        )
+
+    def __call__(self, words: Tensor, places: Tensor) -> Tensor:
+        """Return `[N, 3, SIZE, SIZE]`, 0 to 1, of words `[N, slots]` and centres `[N, 2]`."""
+        out = []
+        for (colour, shape, _, ground), (x, y) in zip(words.tolist(), places.tolist(), strict=True):
+            mask = self.masks[shape][y % 2][x % 2]
+            cells = [(place - PLACES // 2) // 2 * CELL for place in (y, x)]
+            behind = self.grounds[ground]
+            out.append(behind + mask.roll(cells, (0, 1)) * (self.colours[colour] - behind))
+        return torch.stack(out)
+
+
+def psnr(out: Tensor, target: Tensor) -> float:
+    """Return the PSNR in dB of colours in 0..1."""
+    return float(-10 * (out.detach() - target).square().mean().log10())
 
 
 def main() -> None:
-    a = argparse.ArgumentParser()
-    a.add_argument("--codec", default="/work/train6/codec0.pt")
-    a.add_argument("--out", default="/work/train6/decoder0.pt")
-    a.add_argument("--minutes", type=float, default=5)
-    a.add_argument("--batch", type=int, default=16)
-    a.add_argument("--lr", type=float, default=3e-3)
-    o = a.parse_args()
-    torch.set_num_threads(int(os.environ.get("T", "2")))
-    g = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    weight, mean, _ = torch.load(o.codec)
-    world = LatentWorld.build(weight, mean)
-    mid = PLACES // 2
-    masks = torch.stack([
-        torch.stack([torch.stack([shape_mask(s, mid + x, mid + y) for x in (0, 1)]) for y in (0, 1)])
-        for s in SHAPES
-    ])
-    net = PixelDecoder()
-    opt = torch.optim.AdamW(net.parameters(), lr=o.lr, weight_decay=0.0)
-    ema = {k: v.clone() for k, v in net.state_dict().items()}
-    begin, step = time.perf_counter(), 0
+    """Train for some minutes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("folder", type=Path)
+    add("--minutes", type=float, default=5.0)
+    add("--batch", type=int, default=8)
+    add("--lr", type=float, default=2e-3)
+    add("--threads", type=int, default=2)
+    add("--seed", type=int, default=0)
+    o = parser.parse_args()
+    torch.set_num_threads(o.threads)
+    torch.manual_seed(o.seed)
+    generator = torch.Generator().manual_seed(o.seed)
+    world, pictures = LatentWorld.build(*fitted(o.folder)), Pictures()
+    net, path = PixelDecoder(), o.folder / FILE
+    if path.exists():
+        net.load_state_dict(torch.load(path))
+    average = {k: v.clone() for k, v in net.state_dict().items()}
+    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.0)
     fast = torch.compile(net, dynamic=False)
-    while (t := time.perf_counter() - begin) < o.minutes * 60:
-        for group in opt.param_groups:
-            group["lr"] = o.lr * min(1, (step + 1) / 30) * (1 - 0.98 * t / (o.minutes * 60))
-        words = random_words(o.batch, g)
-        places = torch.randint(0, PLACES, (o.batch, 2), generator=g)
-        z = world.latents(words, places)
-        level = torch.rand(o.batch, 1, 1, 1, generator=g) ** 2 * 0.2
-        z = z + level * torch.randn(z.shape, generator=g)
-        y = targets(masks, words, places)
+    begin, step, left = time.perf_counter(), 0, 1.0
+    while left > 0:
+        left = 1 - (time.perf_counter() - begin) / (60 * o.minutes)
+        for group in optimiser.param_groups:
+            group["lr"] = o.lr * min(1, (step + 1) / 30) * max(0.02, left)
+        words = random_words(o.batch, generator)
+        places = torch.randint(0, PLACES, (o.batch, 2), generator=generator)
+        latents = world.latents(words, places)
+        # The model's latents are never exact. Most of them nearly are.
+        level = torch.rand(o.batch, 1, 1, 1, generator=generator).square() * NOISE
+        latents = latents + level * torch.randn(latents.shape, generator=generator)
+        target = pictures(words, places)
         with torch.autocast("cpu", torch.bfloat16):
-            out = fast(z)
-        err = out.float() - y
-        loss = err.square().mean() + 0.02 * err.abs().mean()
-        opt.zero_grad()
+            out = fast(latents)
+        error = out.float() - target
+        # The absolute error keeps flat areas flat.
+        loss = error.square().mean() + 0.02 * error.abs().mean()
+        optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
-        opt.step()
+        optimiser.step()
         step += 1
-        for k, v in net.state_dict().items():
-            ema[k].lerp_(v, 1 - min(0.99, step / (step + 10)))
-        if step % 50 == 0:
-            print(json.dumps({"t": round(t), "step": step, "psnr": round(-10 * err.detach().square().mean().log10().item(), 2)}), flush=True)
-    net.load_state_dict(ema)
+        for name, value in net.state_dict().items():
+            average[name].lerp_(value, 1 - min(0.99, step / (step + 10)))
+        if step % 100 == 0:
+            print(
+                json.dumps({"step": step, "psnr": round(psnr(out.float(), target), 2)}), flush=True
+            )
+    net.load_state_dict(average)
     with torch.no_grad():
-        words, places = random_words(64, g), torch.randint(0, PLACES, (64, 2), generator=g)
+        words = random_words(64, generator)
+        places = torch.randint(0, PLACES, (64, 2), generator=generator)
         out = net(world.latents(words, places)).clamp(0, 1)
-        psnr = -10 * (out - targets(masks, words, places)).square().mean().log10().item()
-    print("final", psnr, step)
-    torch.save(ema, o.out)
+    print(json.dumps({"step": step, "psnr without noise": psnr(out, pictures(words, places))}))
+    torch.save(average, path)
 
 
-main()
+if __name__ == "__main__":
+    main()

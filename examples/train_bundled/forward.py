@@ -17,12 +17,15 @@ from vidk.models.config import WanConfig
 from vidk.models.layers import timestep_embedding
 from vidk.rope import band_pairs, freq_table
 
+# Where the block next to the sink is the sink itself, these two instances are one block, which a
+# cache holds once.
+TWINS = (0, 1)
 # Query instances -> key instances.
 Plan = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
 
 
 def rope_angles(positions: Tensor, height: int, width: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin `[N, I, F * height * width, 1, head_dim / 2]` for positions `[N, I, F]`."""
+    """Return cos and sin `[N, I, F * height * width, 1, head_dim / 2]` of positions `[N, I, F]`."""
     time_pairs, space_pairs = band_pairs(head_dim)
     n, i, f = positions.shape
     time = freq_table(positions.reshape(-1), time_pairs).view(n, i, f, 1, 1, time_pairs, 2)
@@ -79,7 +82,7 @@ def layer_forward(
 ) -> Tensor:
     """One layer over `[N, I, S, C]`; time `[N, I, 6, C]`, text `[N, I, L, C]`.
 
-    `sink` `[N]` is added to the scores of the first key instance of three.
+    `sink` `[N]` is added to the scores of instance 0's keys where its twin's are there too.
     """
     n, i, s, _ = x.shape
     mod = (p["modulation"] + time)[:, :, :, None]
@@ -102,8 +105,9 @@ def layer_forward(
         )
         bias = None
         if len(keys[0]) == 3:
-            bias = F.pad(sink[:, None].expand(n, s), (0, 2 * s)).repeat(len(queries), 1)
-            bias = bias[:, None, None]
+            hidden = F.pad(sink[:, None].expand(n, s), (0, 2 * s))
+            each = [hidden if set(TWINS) <= set(k) else torch.zeros_like(hidden) for k in keys]
+            bias = torch.cat(each)[:, None, None]
         out = attend(qs, ks, vs, bias).chunk(len(queries))
         parts.update(zip(queries, out, strict=True))
     x = x + lin("self_attn.o", torch.stack([parts[j] for j in range(i)], 1)) * gate1
@@ -145,7 +149,7 @@ class TrainForward:
             block next to the sink is the sink itself.
         """
         config, dtype = self.config, p["head.head.weight"].dtype
-        n, i, f = x.shape[:3]
+        f = x.size(2)
         _, ph, pw = config.patch_size
         h, w = self.grid // ph, self.grid // pw
         t = x.to(dtype).unflatten(5, (-1, pw)).unflatten(4, (-1, ph))  # n i f c y p x q

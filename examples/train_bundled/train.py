@@ -3,7 +3,7 @@
     python train.py FOLDER --stage 1 --minutes 15
 
 goes on from FOLDER/state.pt where there is one. With RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
-set, ranks share the batch; on a busy CPU two ranks of one thread are faster than one of two threads.
+set, ranks share the batch; on a busy CPU two ranks of one thread are faster than one of two.
 """
 
 from __future__ import annotations
@@ -221,9 +221,7 @@ def main() -> None:
         lr *= o.lr_end + (1 - o.lr_end) * left
         generator.manual_seed((o.seed * 1_000_003 + done["step"]) * 64 + rank)
         clips = make_clips(world, o.batch, STAGES[o.stage], o.switch, generator)
-        each = losses(
-            training, forward, clips, o.stage, o, generator, getattr(torch, o.dtype)
-        )
+        each = losses(training, forward, clips, o.stage, o, generator, getattr(torch, o.dtype))
         grads = torch.autograd.grad(each.mean(), list(training.params.values()))
         over = bool(asked) or left == 0 or (o.steps is not None and stage["steps"] + 1 >= o.steps)
         shared, stop = averaged(list(grads), over)

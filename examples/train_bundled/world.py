@@ -1,4 +1,4 @@
-"""Clips as latents, made on the fly: gathers from a table of every shape at every sub-cell phase."""
+"""Frames as latents, made on the fly: gathers from a table of every shape at every phase."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LatentWorld:
         return cls(table, flat[..., None, None], colours[:, None] - grounds[None])
 
     def latents(self, words: Tensor, places: Tensor) -> Tensor:
-        """Return `[N, C, GRID, GRID]` of frames with `words` `[N, 4]` and `places` `[N, 2]` (x, y)."""
+        """Return `[N, C, GRID, GRID]` of frames with words `[N, 4]` and centres `[N, 2]` (x, y)."""
         places = places % PLACES
         index = words[:, 1] * 4 + (places[:, 1] % 2) * 2 + places[:, 0] % 2
         diff = self.diff[words[:, 0], words[:, 3]]

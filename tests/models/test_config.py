@@ -18,7 +18,7 @@ each_config = pytest.mark.parametrize("name", CONFIGS)
         "wan-14b": (5120, 13824, 40, 40, 16, 128),
         "wan-5b": (3072, 14336, 24, 30, 48, 128),
         "tiny": (64, 128, 2, 2, 16, 32),
-        "bundled": (256, 768, 2, 4, 16, 128),
+        "bundled": (256, 512, 2, 4, 16, 128),
     }.items(),
 )
 def test_published_sizes(name, sizes):

@@ -55,9 +55,7 @@ class BundledCodec:
     device : where it computes, in float32.
     """
 
-    def __init__(
-        self, state: dict[str, Tensor], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
         self.description = "the bundled model's codec (linear encoder, convolutional decoder)"
         self.channels, self.scale, self.frames_per_latent = CHANNELS, CELL, 1
         self._weight = state["encoder.weight"].to(device, torch.float32)

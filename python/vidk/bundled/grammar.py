@@ -43,8 +43,11 @@ _SYNONYMS = {
     "leftwards": "left",
 }
 _FILLERS = frozenset(
-    "a an the on in front of over against and to towards is that it with moving moves move going "
-    "goes flying flies sliding slides background".split()
+    (
+        *("a", "an", "the", "on", "in", "front", "of", "over", "against", "and", "to", "towards"),
+        *("is", "that", "it", "with", "moving", "moves", "move", "going", "goes", "flying"),
+        *("flies", "sliding", "slides", "background"),
+    )
 )
 _SCALE = 4.0
 

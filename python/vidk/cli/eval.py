@@ -52,7 +52,6 @@ def run(args: argparse.Namespace) -> int:
         Setup,
         cases,
         compared,
-        decoded,
         drift,
         gains,
         judged_blocks,
@@ -152,8 +151,9 @@ def as_text(report: dict[str, Any]) -> str:
         other = report["versus"]
         lines.append(
             f"versus {_pairs(other['setup'])}: PSNR {_mean(other['psnr'])} dB, "
-            f"SSIM {_mean(other['ssim'], 5)}; first block SSIM "
-            f"{_mean(other['first_block']['ssim'], 5)}, last {_mean(other['last_block']['ssim'], 5)}"
+            f"SSIM {_mean(other['ssim'], 5)}; SSIM of the first block "
+            f"{_mean(other['first_block']['ssim'], 5)}, of the last "
+            f"{_mean(other['last_block']['ssim'], 5)}"
             + (", identical" if other["identical"] else "")
         )
     lines.append(f"{report['seconds']:.0f} s")

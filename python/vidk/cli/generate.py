@@ -82,7 +82,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     add = parser.add_argument_group("rollout (in latent frames)").add_argument
     add("--block", type=values.whole(1, 1024), metavar="N", default=3, help="default: 3")
-    add("--window", type=values.whole(1), metavar="N", help="frames in the cache (default: 21; bundled: 9)")
+    add(
+        "--window",
+        type=values.whole(1),
+        metavar="N",
+        help="frames in the cache (default: 21; bundled: 9)",
+    )
     add(
         "--sink",
         type=values.whole(0),

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from vidk._version import __version__
 from vidk.bench.machine import cpu_model
+from vidk.bundled.noise import PlacedNoise
 from vidk.cli.inputs import MODEL_OPS, ModelSource
 from vidk.cli.plan import Plan, cache_bytes
 from vidk.cli.report import GraphCount, plural, summarize
 from vidk.cli.stream import Change, LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
 from vidk.cli.system import kernel, matmul_rate, peak_memory
 from vidk.models.wan import CausalWan
-from vidk.rollout import Schedule, Session
+from vidk.rollout import Schedule, SeededNoise, Session
 from vidk.text import PromptEmbeds
 from vidk.vae import Decoder
 
@@ -114,7 +115,7 @@ class Job:
             block_frames=args.block,
             independent_first_frame=args.independent_first_frame,
             schedule=self.schedule,
-            seed=args.seed,
+            noise=PlacedNoise(args.seed) if self.source.bundled else SeededNoise(args.seed),
             # Every shape of a run is fixed; a first frame of its own is a second graph.
             compile=False if self.eager else {"dynamic": False},
         )

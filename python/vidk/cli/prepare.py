@@ -6,6 +6,7 @@ import argparse
 
 import torch
 
+from vidk.bundled.noise import BLOCK
 from vidk.cli import plan as plans
 from vidk.cli.inputs import (
     MODEL_OPS,
@@ -40,12 +41,8 @@ def prepare(args: argparse.Namespace) -> Job:
     first = FirstFrames(args, decoder) if args.first_frames else None
     natural = first.pixel_size(decoder.scale) if first else None
     size = args.size or natural or defaults.size
-    if source.bundled and size != defaults.size:
-        height, width = defaults.size
-        raise OptionError(
-            f"--size: got {size[0]}x{size[1]}, expected {height}x{width}, the size that the "
-            "bundled model was trained for"
-        )
+    if source.bundled:
+        _check_bundled(args, size, defaults)
     plans.check_size(size, decoder.scale, source.config.patch_size)
     given = first.load(decoder, source.config, size) if first else None
     plan = plans.make_plan(
@@ -81,6 +78,26 @@ def prepare(args: argparse.Namespace) -> Job:
         eager=eager,
         notes=notes,
     )
+
+
+def _check_bundled(
+    args: argparse.Namespace, size: tuple[int, int], defaults: plans.Defaults
+) -> None:
+    """Refuse what the bundled model was not trained for: it would show nothing of use."""
+    if size != defaults.size:
+        got, expected = ("x".join(map(str, pair)) for pair in (size, defaults.size))
+        raise OptionError(
+            f"--size: got {got}, expected {expected}, which the bundled model was trained for"
+        )
+    if args.block != BLOCK:
+        raise OptionError(
+            f"--block: got {args.block}, expected {BLOCK}, which the bundled model was trained for"
+        )
+    if args.independent_first_frame:
+        raise OptionError(
+            "--independent-first-frame: got it for the bundled model, expected a model that was "
+            "trained with a first block of 1 frame"
+        )
 
 
 def _filled(args: argparse.Namespace, defaults: plans.Defaults) -> argparse.Namespace:

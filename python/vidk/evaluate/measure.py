@@ -5,6 +5,7 @@ Positions are circular, since what leaves the picture on one side comes in on th
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -94,7 +95,7 @@ def step(before: tuple[float, float], after: tuple[float, float], size: int) -> 
 
 def direction(seen: list[Seen], size: int = SIZE) -> str | None:
     """Return where the object went over some frames, None if nowhere or on no axis."""
-    steps = [step(a.centre, b.centre, size) for a, b in zip(seen, seen[1:], strict=False)]
+    steps = [step(a.centre, b.centre, size) for a, b in itertools.pairwise(seen)]
     x, y = (sum(s[i] for s in steps) for i in (0, 1))
     least = 0.5 * _STEP * len(steps)
     along, across = max(abs(x), abs(y)), min(abs(x), abs(y))

@@ -94,7 +94,9 @@ def drift(frames: Tensor) -> dict[str, Any]:
         # Half of the pixels, those nearest to the background's colour, are none of the shape.
         return float(distance.sort(dim=1).values[:, : distance.size(1) // 2].square().mean().sqrt())
 
-    first, last = ([roughness(clip[p]) for clip in frames] for p in (slice(BLOCK), slice(-BLOCK, None)))
+    first, last = (
+        [roughness(clip[p]) for clip in frames] for p in (slice(BLOCK), slice(-BLOCK, None))
+    )
     return {"first_block": mean(first), "last_block": mean(last)}
 
 

@@ -135,9 +135,7 @@ class WanConfig:
         _expect(
             isinstance(self.eps, float) and 0.0 < self.eps < 1.0, "eps", self.eps, "0 < eps < 1"
         )
-        _expect(
-            self.prediction in ("flow", "x0"), "prediction", self.prediction, "'flow' or 'x0'"
-        )
+        _expect(self.prediction in ("flow", "x0"), "prediction", self.prediction, "'flow' or 'x0'")
         _expect(
             self.dim % self.num_heads == 0,
             "num_heads",
