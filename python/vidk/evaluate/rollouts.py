@@ -17,6 +17,7 @@ from vidk.models.wan import CausalWan
 from vidk.rollout import Schedule, Session
 from vidk.vae import Decoder
 
+DTYPES = ("float32", "bfloat16", "float16")
 # Sessions hold so many prompts: more take memory and save no time.
 _BATCH = 16
 
@@ -33,20 +34,26 @@ class Setup:
     shift: float = 3.0
     sampler: str = "euler"
 
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"got dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.window < self.sink + BLOCK:
+            raise ValueError(
+                f"got a window of {self.window}, expected at least {self.sink + BLOCK}, the sink "
+                f"of {self.sink} and a block of {BLOCK}"
+            )
+        Schedule(self.steps, shift=self.shift, sampler=self.sampler)
+
     @classmethod
     def parse(cls, base: Setup, text: str) -> Setup:
         """Return `base` with the changes of `key=value,key=value`; raise ValueError."""
         changes: dict[str, Any] = {}
-        for part in text.split(","):
-            key, equals, value = part.partition("=")
-            kind = cls.__annotations__.get(key)
+        readers = {"str": str, "int": int, "float": float, "bool": _yes_no}
+        for part in filter(None, text.split(",")):
+            key, _, value = part.partition("=")
             try:
-                if not equals or kind is None:
-                    raise ValueError
-                changes[key] = {"str": str, "int": int, "float": float, "bool": _yes_no}[kind](
-                    value
-                )
-            except ValueError:
+                changes[key] = readers[cls.__annotations__[key]](value)
+            except (KeyError, ValueError):
                 known = ", ".join(cls.__annotations__)
                 raise ValueError(
                     f"got {part!r}, expected key=value with one of the keys {known}"
@@ -55,7 +62,7 @@ class Setup:
 
 
 def _yes_no(text: str) -> bool:
-    return {"yes": True, "no": False}[text] if text in ("yes", "no") else bool(int(text))
+    return {"yes": True, "no": False}[text]
 
 
 @dataclass(frozen=True)
