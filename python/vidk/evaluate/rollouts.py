@@ -119,9 +119,11 @@ def rollouts(
     config = model.config
     device = model.patch_embedding.weight.device
     encoder = WordEncoder(config.text_len, config.text_dim)
+    # A compiled graph is for one batch size and one session.
+    batch = len(chosen) if setup.compile else _BATCH
     done = []
-    for begin in range(0, len(chosen), _BATCH):
-        part = chosen[begin : begin + _BATCH]
+    for begin in range(0, len(chosen), batch):
+        part = chosen[begin : begin + batch]
         prompt = encoder.encode([case.scene.prompt for case in part]).to(
             device, getattr(torch, setup.dtype)
         )
@@ -137,7 +139,7 @@ def rollouts(
             noise=_EachSeed([case.seed for case in part]),
             compile={"dynamic": False} if setup.compile else False,
         )
-        first = None if given is None else given[begin : begin + _BATCH]
+        first = None if given is None else given[begin : begin + batch]
         made = [
             block.latents.float().cpu()
             for block in session.generate(BLOCK * blocks, initial_latents=first)
