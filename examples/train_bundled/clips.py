@@ -21,6 +21,8 @@ from vidk.bundled.scenes import GRID, PLACES
 
 # Frames whose number in the video is larger than this were not trained.
 FARTHEST_BLOCK = 80
+# A sampler of 8 steps ends with the step from 1 / 8, before the shift: lower noise is never seen.
+LOWEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,6 @@ def block_places(words: Tensor, gap: Tensor, generator: torch.Generator) -> Tens
 
 
 def sigmas(shape: Sequence[int], shift: float, generator: torch.Generator) -> Tensor:
-    """Return noise levels, uniform and then bent towards high noise by `shift`."""
-    u = torch.rand(tuple(shape), generator=generator)
+    """Return noise levels, uniform from `LOWEST` and then bent towards high noise by `shift`."""
+    u = LOWEST + (1 - LOWEST) * torch.rand(tuple(shape), generator=generator)
     return shift * u / (1 + (shift - 1) * u)

@@ -133,7 +133,7 @@ def losses(
     x0 = forward(low, xt, sigma, embeds, clips.positions, clips.sink, plan.plan)
     error = (x0 - clips.x0)[:, plan.noisy].square().mean((2, 3, 4, 5))
     # The weight of the flow's error, bounded.
-    return (error / sigma[:, plan.noisy].clamp(min=0.1).square()).mean(0)
+    return (error / sigma[:, plan.noisy].clamp(min=0.3).square()).mean(0)
 
 
 def averaged(grads: list[Tensor], stop: bool) -> tuple[list[Tensor], bool]:
