@@ -144,3 +144,12 @@ def test_load_config(tmp_path):
         with pytest.raises(ValueError) as error:
             load_config(file)
         assert str(error.value).startswith(str(file))
+
+
+def test_what_the_head_predicts():
+    bundled = CONFIGS["bundled"]
+    assert bundled.prediction == "x0"
+    assert WanConfig.from_original(bundled.to_original()) == bundled
+    assert "prediction" not in CONFIGS["tiny"].to_original()
+    with pytest.raises(ValueError, match="prediction: got 'noise', expected 'flow' or 'x0'"):
+        WanConfig(**{**vars(bundled), "prediction": "noise"})

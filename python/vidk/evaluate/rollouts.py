@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,12 @@ class Setup:
     def parse(cls, base: Setup, text: str) -> Setup:
         """Return `base` with the changes of `key=value,key=value`; raise ValueError."""
         changes: dict[str, Any] = {}
-        readers = {"str": str, "int": int, "float": float, "bool": _yes_no}
+        readers: dict[str, Callable[[str], Any]] = {
+            "str": str,
+            "int": int,
+            "float": float,
+            "bool": _yes_no,
+        }
         for part in filter(None, text.split(",")):
             key, _, value = part.partition("=")
             try:

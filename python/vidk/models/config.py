@@ -227,12 +227,17 @@ class WanConfig:
         return cls(
             **required,
             num_layers=_get(config, "num_layers"),
-            **_present(config, _ORIGINAL),
+            **_present(config, {**_ORIGINAL, "prediction": "prediction"}),
         )
 
     def to_original(self) -> dict[str, Any]:
-        """Return what `from_original` reads, with every field that format can hold."""
+        """Return what `from_original` reads, with every field that format can hold.
+
+        A prediction other than "flow" is a key of our own, which others do not know.
+        """
+        own = {} if self.prediction == "flow" else {"prediction": self.prediction}
         return {
+            **own,
             "_class_name": "WanModel",
             "model_type": "t2v",
             "dim": self.dim,
