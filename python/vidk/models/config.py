@@ -23,6 +23,7 @@ _SHARED = (
     "text_dim",
     "cross_attn_norm",
     "eps",
+    "prediction",
 )
 _ORIGINAL = {
     "in_dim": "in_channels",
@@ -189,9 +190,14 @@ class WanConfig:
             **_present(config, {name: name for name in _SHARED}),
         )
 
+    def _own_keys(self) -> dict[str, Any]:
+        """Return keys that no other project's files have, where their absence says otherwise."""
+        return {} if self.prediction == "flow" else {"prediction": self.prediction}
+
     def to_diffusers(self) -> dict[str, Any]:
         """Return what `from_diffusers` reads, as diffusers writes it (`text_len` is lost)."""
         return {
+            **self._own_keys(),
             "_class_name": "WanTransformer3DModel",
             "added_kv_proj_dim": None,
             "attention_head_dim": self.head_dim,
@@ -231,13 +237,9 @@ class WanConfig:
         )
 
     def to_original(self) -> dict[str, Any]:
-        """Return what `from_original` reads, with every field that format can hold.
-
-        A prediction other than "flow" is a key of our own, which others do not know.
-        """
-        own = {} if self.prediction == "flow" else {"prediction": self.prediction}
+        """Return what `from_original` reads, with every field that format can hold."""
         return {
-            **own,
+            **self._own_keys(),
             "_class_name": "WanModel",
             "model_type": "t2v",
             "dim": self.dim,
