@@ -2,8 +2,8 @@
 
 A clip is a few blocks of a video; an instance is one of its blocks, clean or with noise of its
 own. Stage 1 has first blocks only. Stage 2 adds teacher forcing: noisy blocks that attend to
-clean ones, to the first block (the sink) and to the one just before, as the KV cache of a rollout
-with a window of 9 frames holds them.
+clean ones: to the first block (the sink) and to the two just before, as the KV cache of a rollout
+with 12 slots, 3 of them sink, holds them.
 """
 
 from __future__ import annotations
@@ -41,14 +41,18 @@ class Stage:
 
 STAGES = {
     1: Stage((0,), (), (((0,), ((0,),)),)),
-    # Blocks 0, p, p + 1 clean; 0, p + 1, p + 2 noisy, the last two twice.
+    # Blocks 0, p, p + 1, p + 2 clean; 0, p + 2, p + 3 noisy, the last two twice.
     2: Stage(
-        (0, 1, 2, 0, 2, 3, 2, 3),
-        (0, 1, 2),
+        (0, 1, 2, 3, 0, 3, 4, 3, 4),
+        (0, 1, 2, 3),
         (
-            ((0, 3), ((0,), (3,))),
+            ((0, 4), ((0,), (4,))),
             ((1,), ((0, 1),)),
-            ((2, 4, 5, 6, 7), ((0, 1, 2), (0, 1, 4), (0, 2, 5), (0, 1, 6), (0, 2, 7))),
+            ((2,), ((0, 1, 2),)),
+            (
+                (3, 5, 6, 7, 8),
+                ((0, 1, 2, 3), (0, 1, 2, 5), (0, 2, 3, 6), (0, 1, 2, 7), (0, 2, 3, 8)),
+            ),
         ),
     ),
 }
@@ -56,68 +60,75 @@ STAGES = {
 
 @dataclass
 class Clips:
-    """A batch: `x0` `[N, I, BLOCK, C, h, w]`, `words` `[N, I, slots]`, `positions` `[N, I, BLOCK]`.
+    """A batch: `x0` `[N, I, BLOCK, C, h, w]`, `words` `[N, I, slots]`, `numbers` `[N, I]`.
 
-    `sink` `[N]` is very negative where the block next to the sink is the sink itself.
+    Numbers are those of the blocks in the video. Where two instances have the same number, they
+    are the same block.
     """
 
     x0: Tensor
     words: Tensor
-    positions: Tensor
-    sink: Tensor
+    numbers: Tensor
 
 
 def make_clips(
     world: LatentWorld, count: int, stage: Stage, switch: float, generator: torch.Generator
 ) -> Clips:
     """Return a batch; with probability `switch` the prompt changes in the middle of a clip."""
-    g = generator
     blocks = max(stage.blocks) + 1
-    words = random_words(count, g)[:, None].repeat(1, blocks, 1)
-    numbers = torch.zeros(count, blocks, dtype=torch.long)
-    sink = torch.zeros(count)
-    gap = torch.zeros(count, dtype=torch.long)
+    numbers = block_numbers(count, blocks, generator)
+    words = random_words(count, generator)[:, None].repeat(1, blocks, 1)
     if blocks > 1:
         # From one of the later blocks on, other words in half of the slots.
-        cut = torch.randint(1, blocks, (count,), generator=g)
-        cut[torch.rand(count, generator=g) >= switch] = blocks
-        keep = torch.rand(count, len(SIZES), generator=g) < 0.5
-        other = torch.where(keep, words[:, 0], random_words(count, g))
-        late = torch.arange(blocks)[None] >= cut[:, None]
+        cut = torch.randint(1, blocks, (count,), generator=generator)
+        cut[torch.rand(count, generator=generator) >= switch] = blocks
+        keep = torch.rand(count, len(SIZES), generator=generator) < 0.5
+        other = torch.where(keep, words[:, 0], random_words(count, generator))
+        late = (torch.arange(blocks)[None] >= cut[:, None]) & (numbers > 0)
         words = torch.where(late[..., None], other[:, None], words)
-        # Block p is the first one, near it, or anywhere.
-        kind = torch.rand(count, generator=g)
-        gap = torch.randint(1, FARTHEST_BLOCK, (count,), generator=g)
-        gap = torch.where(kind < 0.25, 0, torch.where(kind < 0.5, gap % 4 + 1, gap))
-        sink = torch.where(gap == 0, -1e4, 0.0)
-        words[gap == 0, 1] = words[gap == 0, 0]
-        numbers[:, 1:] = gap[:, None] + torch.arange(blocks - 1)
-    places = block_places(words, gap, g)
+    places = block_places(words, numbers, generator)
     flat = words[:, :, None].expand(-1, -1, BLOCK, -1).reshape(-1, len(SIZES))
     x0 = world.latents(flat, places.reshape(-1, 2)).view(count, blocks, BLOCK, -1, GRID, GRID)
     which = torch.tensor(stage.blocks)
-    positions = numbers[:, which, None] * BLOCK + torch.arange(BLOCK)
-    return Clips(x0[:, which], words[:, which], positions, sink)
+    return Clips(x0[:, which], words[:, which], numbers[:, which])
 
 
-def block_places(words: Tensor, gap: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the centres `[N, blocks, BLOCK, 2]` of the shapes in blocks 0, p, p + 1, ...
+def block_numbers(count: int, blocks: int, generator: torch.Generator) -> Tensor:
+    """Return the places `[N, blocks]` in the video of blocks 0, p, p + 1, ...
 
-    `words` `[N, blocks, slots]`; `gap` `[N]` is p. A shape goes on from where it was, in the
-    direction of each block's own words; for half of the clips block p begins anywhere instead.
+    A quarter of the clips begin with the video, so that p, or p and p + 1, are the first block
+    too; a quarter lie near its beginning, the others anywhere.
+    """
+    kind = torch.rand(count, generator=generator)
+    gap = torch.randint(1, FARTHEST_BLOCK, (count,), generator=generator)
+    gap = torch.where(kind < 0.5, gap % 4 + 1, gap)
+    gap = torch.where(kind < 0.25, 0, gap)
+    gap = torch.where(kind < 0.12, -1, gap)
+    numbers = (gap[:, None] + torch.arange(-1, blocks - 1)).clamp(min=0)
+    numbers[:, 0] = 0
+    return numbers
+
+
+def block_places(words: Tensor, numbers: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the centres `[N, blocks, BLOCK, 2]` of the shapes in blocks of these numbers.
+
+    A shape goes on from where it was, in the direction of each block's own words. Over a gap it
+    does so for half of the clips, and is anywhere for the others.
     """
     count, blocks = words.shape[:2]
     first = STEPS[words[:, 0, 2]]
     start = start_places(words[:, 0], generator)
     places = [start[:, None] + first[:, None] * torch.arange(BLOCK)[:, None]]
-    at = places[0][:, -1] + first * (BLOCK * (gap - 1))[:, None]
     anywhere = torch.rand(count, 1, generator=generator) < 0.5
-    at = torch.where(anywhere, torch.randint(0, PLACES, (count, 2), generator=generator), at)
-    at = torch.where(gap[:, None] == 0, start - first, at)
+    random = torch.randint(0, PLACES, (count, 2), generator=generator)
     for block in range(1, blocks):
-        step = STEPS[words[:, block, 2]][:, None]
-        places.append(at[:, None] + step * torch.arange(1, BLOCK + 1)[:, None])
+        gap = (numbers[:, block] - numbers[:, block - 1] - 1)[:, None]
         at = places[-1][:, -1]
+        at = torch.where(gap > 0, torch.where(anywhere, random, at + first * BLOCK * gap), at)
+        step = STEPS[words[:, block, 2]][:, None]
+        moved = at[:, None] + step * torch.arange(1, BLOCK + 1)[:, None]
+        still = (numbers[:, block] == 0)[:, None, None]
+        places.append(torch.where(still, places[0], moved))
     return torch.stack(places, 1)
 
 

@@ -17,9 +17,7 @@ from vidk.models.config import WanConfig
 from vidk.models.layers import timestep_embedding
 from vidk.rope import band_pairs, freq_table
 
-# Where the block next to the sink is the sink itself, these two instances are one block, which a
-# cache holds once.
-TWINS = (0, 1)
+HIDDEN = -1e4
 # Query instances -> key instances.
 Plan = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
 
@@ -68,6 +66,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
+def hidden_keys(numbers: Tensor, keys: Sequence[Sequence[int]], tokens: int) -> Tensor:
+    """Return what hides keys of blocks that come again later: a cache holds a block once.
+
+    `[len(keys) * N, 1, 1, tokens * keys of each]` for the block numbers `[N, I]` of instances.
+    """
+    rows = []
+    for each in keys:
+        own = numbers[:, list(each)]
+        again = (own[:, :, None] == own[:, None, :]).triu(1).any(2)
+        rows.append(torch.where(again, HIDDEN, 0.0).repeat_interleave(tokens, 1))
+    return torch.cat(rows)[:, None, None]
+
+
 def layer_forward(
     p: Mapping[str, Tensor],
     x: Tensor,
@@ -75,16 +86,16 @@ def layer_forward(
     text: Tensor,
     cos: Tensor,
     sin: Tensor,
-    sink: Tensor,
+    hidden: Sequence[Tensor],
     plan: Plan,
     heads: int,
     eps: float,
 ) -> Tensor:
     """One layer over `[N, I, S, C]`; time `[N, I, 6, C]`, text `[N, I, L, C]`.
 
-    `sink` `[N]` is added to the scores of instance 0's keys where its twin's are there too.
+    `hidden` has for each group of the plan what is added to its scores, see `hidden_keys`.
     """
-    n, i, s, _ = x.shape
+    i = x.size(1)
     mod = (p["modulation"] + time)[:, :, :, None]
     shift1, scale1, gate1, shift2, scale2, gate2 = mod.unbind(2)
     y = layer_norm(x, eps) * (1 + scale1) + shift1
@@ -97,17 +108,12 @@ def layer_forward(
     q, k = (rotate(t.unflatten(3, (heads, -1)), cos, sin) for t in (q, k))
     v = lin("self_attn.v", y).unflatten(3, (heads, -1))
     parts: dict[int, Tensor] = {}
-    for queries, keys in plan:
+    for (queries, keys), bias in zip(plan, hidden, strict=True):
         # Instances with the same number of keys are one product.
         qs = torch.cat([q[:, j] for j in queries])
         ks, vs = (
             torch.cat([torch.cat([t[:, c] for c in each], 1) for each in keys]) for t in (k, v)
         )
-        bias = None
-        if len(keys[0]) == 3:
-            hidden = F.pad(sink[:, None].expand(n, s), (0, 2 * s))
-            each = [hidden if set(TWINS) <= set(k) else torch.zeros_like(hidden) for k in keys]
-            bias = torch.cat(each)[:, None, None]
         out = attend(qs, ks, vs, bias).chunk(len(queries))
         parts.update(zip(queries, out, strict=True))
     x = x + lin("self_attn.o", torch.stack([parts[j] for j in range(i)], 1)) * gate1
@@ -135,8 +141,7 @@ class TrainForward:
         x: Tensor,
         sigma: Tensor,
         words: Tensor,
-        positions: Tensor,
-        sink: Tensor,
+        numbers: Tensor,
         plan: Plan,
     ) -> Tensor:
         """Return x0 in float32.
@@ -145,8 +150,7 @@ class TrainForward:
         ----------
         p : parameters by name, in the dtype to compute in.
         x : noisy latents; sigma : `[N, I]`; words : `[N, I, text_len, text_dim]` embeddings;
-        positions : `[N, I, F]` frames of the video; sink : `[N]`, 0, or very negative where the
-            block next to the sink is the sink itself.
+        numbers : `[N, I]`, which block of the video each instance is.
         """
         config, dtype = self.config, p["head.head.weight"].dtype
         f = x.size(2)
@@ -166,13 +170,13 @@ class TrainForward:
         time = F.linear(F.silu(emb), p["time_projection.1.weight"], p["time_projection.1.bias"])
         time = time.unflatten(-1, (6, -1))
         text = mlp("text_embedding", words.to(dtype), lambda y: F.gelu(y, approximate="tanh"))
+        positions = numbers[:, :, None] * f + torch.arange(f)
         cos, sin = rope_angles(positions, h, w, config.head_dim)
+        hidden = [hidden_keys(numbers, keys, f * h * w).to(dtype) for _, keys in plan]
         for j in range(config.num_layers):
             prefix = f"blocks.{j}."
             own = {k[len(prefix) :]: v for k, v in p.items() if k.startswith(prefix)}
-            t = self.layer(
-                own, t, time, text, cos, sin, sink.to(dtype), plan, config.num_heads, config.eps
-            )
+            t = self.layer(own, t, time, text, cos, sin, hidden, plan, config.num_heads, config.eps)
         shift, scale = (p["head.modulation"] + emb[:, :, None]).unbind(2)
         t = layer_norm(t, config.eps) * (1 + scale[:, :, None]) + shift[:, :, None]
         t = F.linear(t, p["head.head.weight"], p["head.head.bias"]).float()

@@ -35,7 +35,7 @@ from vidk.models.config import CONFIGS
 from vidk.models.seeded import seeded_model
 
 SAVE_SECONDS, LOG_SECONDS = 120, 20
-EMA = 0.998
+EMA = 0.995
 
 
 class Training:
@@ -130,7 +130,7 @@ def losses(
         xt[:, clean] += noise[:, clean] * rough * options.context_noise
     embeds = embed_words(clips.words, config.text_len, config.text_dim)
     low = {k: v.to(dtype) for k, v in training.params.items()}
-    x0 = forward(low, xt, sigma, embeds, clips.positions, clips.sink, plan.plan)
+    x0 = forward(low, xt, sigma, embeds, clips.numbers, plan.plan)
     error = (x0 - clips.x0)[:, plan.noisy].square().mean((2, 3, 4, 5))
     # The weight of the flow's error, bounded.
     return (error / sigma[:, plan.noisy].clamp(min=0.3).square()).mean(0)

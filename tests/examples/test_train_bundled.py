@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "train_bundled"))
 import train
-from clips import FARTHEST_BLOCK, STAGES, make_clips, sigmas
+from clips import FARTHEST_BLOCK, STAGES, Clips, block_places, make_clips, sigmas
 from encoder import fit
 from forward import TrainForward
 from world import LatentWorld
@@ -19,7 +19,7 @@ from world import LatentWorld
 from vidk.bundled.codec import patches
 from vidk.bundled.grammar import Scene, embed_words
 from vidk.bundled.noise import BLOCK
-from vidk.bundled.scenes import GRID, PLACES, render
+from vidk.bundled.scenes import GRID, render
 from vidk.models.config import CONFIGS
 from vidk.models.seeded import seeded_model
 
@@ -52,64 +52,69 @@ def test_latents_are_those_of_rendered_frames(encoder):
 
 @torch.no_grad()
 def test_the_forward_is_that_of_the_product(world):
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(3)
     model = seeded_model(CONFIG)
     stage = STAGES[2]
-    clips = make_clips(world, 4, stage, 1.0, generator)
-    near, far = (int((clips.sink < 0).nonzero()[0]), int((clips.sink == 0).nonzero()[0]))
+    many = make_clips(world, 40, stage, 1.0, generator)
+    # A clip that begins with the video, one that does so a block later, and one far from it.
+    chosen = [int((many.numbers[:, 2] == n).nonzero()[0]) for n in (0, 1)]
+    chosen.append(int(many.numbers[:, 1].argmax()))
+    clips = Clips(many.x0[chosen], many.words[chosen], many.numbers[chosen])
     sigma = sigmas(clips.x0.shape[:2], 3.0, generator)
     sigma[:, list(stage.clean)] = 0
-    x = torch.randn(clips.x0.shape, generator=generator)
-    x[near, 1] = x[near, 0]  # the same block, the first
+    noise = torch.randn(clips.x0.shape, generator=generator)
+    x = clips.x0 + sigma[:, :, None, None, None, None] * noise
     embeds = embed_words(clips.words, CONFIG.text_len, CONFIG.text_dim)
     forward = TrainForward(CONFIG, GRID, compile=False)
     params = dict(model.named_parameters())
-    found = forward(params, x, sigma, embeds, clips.positions, clips.sink, stage.plan)
+    found = forward(params, x, sigma, embeds, clips.numbers, stage.plan)
     lens = torch.full((1,), 4, dtype=torch.int32)
 
     def run(cache, context, clip, instance):
         model.encode_text(embeds[clip, instance][None], lens, context)
-        cache.place(int(clips.positions[clip, instance, 0]), BLOCK)
+        cache.place(int(clips.numbers[clip, instance]) * BLOCK, BLOCK)
         times = torch.full((1, BLOCK), float(sigma[clip, instance]) * 1000)
         return model(x[clip, instance][None], times, cache, context)[0]
 
-    for clip in (near, far):
-        for clean, last in (((0, 1), 4), ((0, 1, 2), 5), ((0, 1), 6), ((0, 1, 2), 7), ((), 3)):
-            cache = model.new_cache(GRID, GRID, 9, sink=BLOCK)
+    for clip in range(len(chosen)):
+        for noisy in stage.noisy:
+            cache = model.new_cache(GRID, GRID, 12, sink=BLOCK)
             context = model.new_context()
-            for instance in clean:
-                # Next to the sink, block p is the sink: nothing is written twice.
-                if not (clip == near and instance == 1):
+            # The clean blocks before it; one that comes twice takes the same slots.
+            for instance in stage.clean:
+                if clips.numbers[clip, instance] < clips.numbers[clip, noisy]:
                     run(cache, context, clip, instance)
-            expected = run(cache, context, clip, last)
-            assert torch.allclose(found[clip, last], expected, atol=2e-4), (clip, last)
+            expected = run(cache, context, clip, noisy)
+            assert torch.allclose(found[clip, noisy], expected, atol=2e-4), (clip, noisy)
 
 
 def test_clips(world):
     clips = make_clips(world, 64, STAGES[2], 0.5, torch.Generator().manual_seed(2))
-    assert clips.x0.shape == (64, 8, BLOCK, 16, GRID, GRID)
-    assert torch.equal(clips.x0[:, 0], clips.x0[:, 3]) and torch.equal(
-        clips.x0[:, 5], clips.x0[:, 7]
-    )
-    starts = clips.positions[:, :, 0]
-    assert (starts[:, 0] == 0).all() and (starts[:, 2] - starts[:, 1] == BLOCK).all()
-    assert (starts[:, 1] == 0).equal(clips.sink < 0) and starts.max() < BLOCK * (FARTHEST_BLOCK + 2)
-    changed = (clips.words[:, 5] != clips.words[:, 0]).any(1)
+    numbers = clips.numbers
+    assert clips.x0.shape == (64, 9, BLOCK, 16, GRID, GRID)
+    assert torch.equal(clips.x0[:, 0], clips.x0[:, 4])
+    assert torch.equal(clips.x0[:, 6], clips.x0[:, 8])
+    assert (numbers[:, 0] == 0).all() and numbers.max() < FARTHEST_BLOCK + 3
+    assert (numbers[:, 6] == numbers[:, 3] + 1).all()
+    assert {0, 1, 2} <= set(numbers[:, 2].tolist()) and (numbers[:, 1] > 10).any()
+    changed = (clips.words[:, 6] != clips.words[:, 0]).any(1)
     assert 0.2 < changed.float().mean() < 0.6
-    assert torch.equal(clips.x0[clips.sink < 0][:, 0], clips.x0[clips.sink < 0][:, 1])
+    for i in (1, 2):
+        same = numbers[:, i] == 0
+        assert torch.equal(clips.x0[same][:, 0], clips.x0[same][:, i])
 
 
 def test_shapes_move_on_where_they_were():
-    from clips import block_places
-
     words = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 3, 0]]])
     for seed in range(4):
-        found = block_places(words, torch.tensor([1]), torch.Generator().manual_seed(seed))[0]
+        generator = torch.Generator().manual_seed(seed)
+        found = block_places(words, torch.tensor([[0, 1, 2, 3]]), generator)[0]
         steps = found.flatten(0, 1).diff(dim=0)
-        assert steps[:2].tolist() == [[1, 0]] * 2
-        assert steps[3:5].tolist() == [[1, 0]] * 2
-        assert steps[5:].tolist() == [[0, 1]] * 6
-        assert ((found[1, 0] - found[0, 2]) % PLACES).tolist() == [1, 0] or steps[2].any()
+        assert steps.tolist() == [[1, 0]] * 5 + [[0, 1]] * 6
+        far = block_places(words, torch.tensor([[0, 0, 1, 9]]), generator)[0]
+        assert torch.equal(far[0], far[1])
+        assert (far[2, 0] - far[1, 2]).tolist() == [0, 1]
+        assert far[3].diff(dim=0).tolist() == [[0, 1]] * 2
 
 
 def options(**changes: object) -> argparse.Namespace:
