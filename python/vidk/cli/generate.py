@@ -86,7 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--window",
         type=values.whole(1),
         metavar="N",
-        help="frames in the cache (default: 21; bundled: 9)",
+        help="frames in the cache (default: 21; bundled: 12)",
     )
     add(
         "--sink",

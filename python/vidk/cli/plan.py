@@ -60,7 +60,7 @@ class Defaults:
 _DEFAULTS = {
     # With random weights. With its own ones the model is trained for the rest.
     "bundled": Defaults((160, 288), 45),
-    BUNDLED: Defaults((SIZE, SIZE), 60, window=9, sink=3, steps=8, shift=3.0, sampler="euler"),
+    BUNDLED: Defaults((SIZE, SIZE), 60, window=12, sink=3, steps=8, shift=3.0, sampler="euler"),
     "tiny": Defaults((64, 96), 45),
     "wan-5b": Defaults((704, 1280)),
 }

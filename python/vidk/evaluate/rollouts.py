@@ -28,7 +28,7 @@ class Setup:
 
     dtype: str = "float32"
     compile: bool = False
-    window: int = 9
+    window: int = 12
     sink: int = 3
     steps: int = 8
     shift: float = 3.0
