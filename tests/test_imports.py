@@ -23,7 +23,8 @@ ORDER = [
     {"media"},
     {"models"},
     {"rollout", "text", "vae"},
-    {"integrations", "bench"},
+    {"bundled"},
+    {"evaluate", "integrations", "bench"},
     {"cli"},
 ]
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}

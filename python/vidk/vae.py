@@ -31,21 +31,24 @@ class Decoder(Protocol):
     description : what it is, for the user's eyes.
     channels : C of the latents.
     scale : pixels per latent cell, in both directions.
+    frames_per_latent : frames of each latent frame after a video's first, which is 1 frame.
     """
 
     description: str
     channels: int
     scale: int
+    frames_per_latent: int
 
     def decode(self, latents: Tensor, first: bool) -> Tensor:
         """Turn latents `[B, F, C, h, w]` into uint8 `[B, n, h*scale, w*scale, 3]`.
 
-        n is 4F - 3 when `first` (which forgets what came before), else 4F.
+        With r frames per latent n is rF - r + 1 when `first` (which forgets what came before),
+        else rF.
         """
         ...
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Turn uint8 `[B, 4k+1, H, W, 3]` into latents `[B, k+1, C, H/scale, W/scale]`."""
+        """Turn uint8 `[B, rk+1, H, W, 3]` into latents `[B, k+1, C, H/scale, W/scale]`."""
         ...
 
 
@@ -69,6 +72,7 @@ class PreviewDecoder:
         self.description = "preview (fixed linear map to RGB, not the VAE)"
         self.channels = channels
         self.scale = 16 if channels == 48 else 8
+        self.frames_per_latent = FRAMES_PER_LATENT
         noise = torch.randn(channels, 3, generator=torch.Generator().manual_seed(seed))
         columns, upper = torch.linalg.qr(noise.double())
         # QR is unique only up to signs; a positive diagonal makes it the same in every LAPACK.
@@ -156,6 +160,7 @@ class WanVAEDecoder:
         self.description = f"Wan VAE (diffusers AutoencoderKLWan, {config.z_dim} channels)"
         self.channels = int(config.z_dim)
         self.scale = int(getattr(config, "scale_factor_spatial", None) or 8)
+        self.frames_per_latent = FRAMES_PER_LATENT
         self._patch = int(getattr(config, "patch_size", None) or 1)
         self._vae = vae.eval()
         weight = vae.decoder.conv_in.weight

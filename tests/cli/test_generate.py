@@ -108,7 +108,7 @@ def test_report(monkeypatch):
     assert [len(b["forwards"]) for b in times["blocks"]] == [5, 5, 5]
     assert times["steady_blocks"] == 2 and times["warm_forwards"] == 12
     assert times["forward_flops"] == forward_flops(
-        TINY, frames=3, frame_tokens=6, kv_frames=4, text_keys=8
+        TINY, frames=3, frame_tokens=6, kv_frames=4, text_keys=6
     )
     first, *later = times["blocks"]
     total = sum(b["denoise"] + b["decode"] + b["write"] for b in later)
@@ -119,7 +119,7 @@ def test_report(monkeypatch):
     assert found["output"]["bytes"] == os.path.getsize("a.mp4")
     assert found["memory"]["peak"] > 50e6
     assert found["memory"]["cache"] == 2 * 2 * 4 * 6 * 64 * 4
-    assert found["prompt"]["tokens"] == 7
+    assert found["prompt"]["tokens"] == 5
 
 
 def test_the_kernels_named_are_those_that_ran():
@@ -196,7 +196,7 @@ def test_a_checkpoint(capsys):
     assert "model    m.safetensors, 149 k parameters, m.safetensors, float32\n" in out
     assert "note     the prompt is only placeholder embeddings" in out
     embeds = seeded_embeds(inputs.DEFAULT_PROMPT, TINY.text_len, TINY.text_dim).embeds
-    save_file({"prompt_embeds": embeds[0, :7].contiguous()}, "p.safetensors")
+    save_file({"prompt_embeds": embeds[0, :5].contiguous()}, "p.safetensors")
     told = ["--model", "m.safetensors", "--prompt-embeds", "p.safetensors", "--out", "b.mp4"]
     assert main([*words, *told]) == 0
     assert "note" not in capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_a_checkpoint(capsys):
 class Codec:
     """Stands in for the VAE: a latent is the mean colour of a cell, several times."""
 
-    channels, scale, description = 16, 8, "a codec"
+    channels, scale, frames_per_latent, description = 16, 8, 4, "a codec"
 
     def __init__(self):
         self.decode = PreviewDecoder().decode

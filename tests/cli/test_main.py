@@ -39,7 +39,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("nonsense",), "vidk: COMMAND: got nonsense, expected generate, bench, env or convert"),
+        (
+            ("nonsense",),
+            "vidk: COMMAND: got nonsense, expected generate, eval, bench, env or convert",
+        ),
         (("--sed",), "vidk: --sed: got an unknown argument, expected one of vidk -h"),
         (
             ("env", "--jsn"),

@@ -79,6 +79,7 @@ def test_plan(frames, block, single, given, blocks):
         size=(32, 48),
         frames=frames,
         scale=8,
+        ratio=4,
         block=block,
         window=None,
         sink=0,
@@ -86,7 +87,7 @@ def test_plan(frames, block, single, given, blocks):
         given=given,
     )
     assert made.blocks == blocks
-    assert plan.pixel_frames(given + sum(blocks)) >= frames
+    assert plan.pixel_frames(given + sum(blocks), 4) >= frames
     assert made.slots == max(block, min(21, given + sum(blocks)))
     assert made.latent == (4, 6)
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -18,7 +19,7 @@ each_config = pytest.mark.parametrize("name", CONFIGS)
         "wan-14b": (5120, 13824, 40, 40, 16, 128),
         "wan-5b": (3072, 14336, 24, 30, 48, 128),
         "tiny": (64, 128, 2, 2, 16, 32),
-        "bundled": (256, 768, 2, 4, 16, 128),
+        "bundled": (256, 512, 2, 4, 16, 128),
     }.items(),
 )
 def test_published_sizes(name, sizes):
@@ -102,7 +103,9 @@ def test_original_config_that_cannot_be_run():
 def test_shapes_tell_the_config(name):
     c = CONFIGS[name]
     heads = None if c.head_dim == 128 else c.num_heads
-    assert infer_config(parameter_shapes(c), num_heads=heads, text_len=c.text_len) == c
+    # No shape tells what the head predicts.
+    told = replace(c, prediction="flow")
+    assert infer_config(parameter_shapes(c), num_heads=heads, text_len=c.text_len) == told
 
 
 @pytest.mark.parametrize("field", ["qk_norm", "cross_attn_norm"])
@@ -144,3 +147,12 @@ def test_load_config(tmp_path):
         with pytest.raises(ValueError) as error:
             load_config(file)
         assert str(error.value).startswith(str(file))
+
+
+def test_what_the_head_predicts():
+    bundled = CONFIGS["bundled"]
+    assert bundled.prediction == "x0"
+    assert WanConfig.from_original(bundled.to_original()) == bundled
+    assert "prediction" not in CONFIGS["tiny"].to_original()
+    with pytest.raises(ValueError, match="prediction: got 'noise', expected 'flow' or 'x0'"):
+        WanConfig(**{**vars(bundled), "prediction": "noise"})

@@ -7,7 +7,7 @@ import torch
 
 from vidk.rollout import Schedule
 from vidk.rollout.noise import SeededNoise
-from vidk.rollout.schedule import add_noise, x0_from_flow
+from vidk.rollout.schedule import add_noise, euler_step, x0_from_flow
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,15 @@ def test_wrong_steps(steps: int | list[float]) -> None:
 def test_wrong_shift() -> None:
     with pytest.raises(ValueError, match=r"shift: got 0, expected a positive number"):
         Schedule(shift=0)
+
+
+def test_euler_step_keeps_the_noise_that_is_left() -> None:
+    x0, eps = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    lower = euler_step(x0, add_noise(x0, eps, 0.9), 0.9, 0.5)
+    assert torch.allclose(lower, add_noise(x0, eps, 0.5), atol=1e-5)
+    assert euler_step(x0.bfloat16(), eps.bfloat16(), 0.9, 0.5).dtype == torch.bfloat16
+
+
+def test_wrong_sampler() -> None:
+    with pytest.raises(ValueError, match="sampler: got 'heun', expected renoise or euler"):
+        Schedule(sampler="heun")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import tiny_prompt
+from tests.tiny import tiny_model, tiny_prompt
 from vidk.models import CausalWan
 from vidk.rollout import Schedule, Session
 
@@ -164,3 +164,32 @@ def test_batch_rows_are_independent(model: CausalWan, prompt: Prompt) -> None:
     double = Session(model, *both, SIZE, noise=rows(slice(0, 2)))
     single = Session(model, *other, SIZE, noise=rows(slice(1, 2)))
     assert torch.allclose(clip(double, 6)[1:], clip(single, 6), atol=2e-5)
+
+
+def test_euler_draws_noise_only_at_the_start_of_a_block(model: CausalWan, prompt: Prompt) -> None:
+    drawn = []
+
+    def noise(start: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        drawn.append((start, step))
+        return torch.ones(tuple(shape))
+
+    schedule = Schedule(3, sampler="euler")
+    clip(session(model, prompt, noise=noise, schedule=schedule), 6)
+    assert drawn == [(0, 0), (3, 0)]
+
+
+def test_a_model_that_predicts_x0(model: CausalWan, prompt: Prompt) -> None:
+    for sampler in ("renoise", "euler"):
+        schedule = Schedule(2, sampler=sampler)
+        flow = session(model, prompt, schedule=schedule)
+        # The same x0, by a model that says it at once.
+        wrapped = tiny_model(prediction="x0")
+        plain = wrapped.forward
+
+        def x0(x: Tensor, times: Tensor, *rest: object, plain=plain) -> Tensor:
+            level = (times / 1000)[:, :, None, None, None]
+            return x - level * plain(x, times, *rest)
+
+        wrapped.forward = x0
+        expected, found = clip(flow, 6), clip(session(wrapped, prompt, schedule=schedule), 6)
+        assert torch.allclose(found, expected, atol=1e-4)

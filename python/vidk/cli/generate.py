@@ -16,6 +16,7 @@ from vidk.cache_kinds import NVFP4_RECIPES
 from vidk.cli import ranks, values
 from vidk.media import SUFFIXES, VideoWriter, check_output
 from vidk.models.config import CONFIGS
+from vidk.rollout.schedule import SAMPLERS
 
 if TYPE_CHECKING:
     from vidk.cli.job import Job
@@ -27,11 +28,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "generate",
         help="make a video file",
-        description="Make a video file, block by block. Without options a small bundled model "
-        "makes vidk.mp4 in the current folder, in seconds on any machine.",
+        description="Make a video file, block by block. Without options a small bundled model, "
+        "trained on coloured shapes that move, makes vidk.mp4 in the current folder, in seconds on "
+        "any machine.",
     )
     add = parser.add_argument_group("model").add_argument
-    add("--config", metavar="NAME", help=f"{', '.join(CONFIGS)}, or a config.json")
+    add(
+        "--config",
+        metavar="NAME",
+        help=f"{', '.join(CONFIGS)}, or a config.json (default: bundled, with its own weights)",
+    )
     add("--model", metavar="PATH", help="checkpoint: .safetensors, its index, .pt, or a folder")
     add("--random-weights", action="store_true", help="seeded weights instead of a checkpoint")
     add(
@@ -44,11 +50,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group = parser.add_argument_group("prompt")
     one = group.add_mutually_exclusive_group()
     one.add_argument("--prompt", metavar="TEXT", help="what to show")
+    one.add_argument(
+        "--prompt-script",
+        metavar="FILE",
+        help='prompts that follow each other, lines such as "2.5: a blue square moving up"',
+    )
     one.add_argument("--prompt-embeds", metavar="FILE", help="embeddings, .safetensors or .pt")
     group.add_argument(
         "--text-encoder",
         metavar="PATH_OR_ID",
-        help="umT5 for --prompt, through transformers (default: placeholder embeddings)",
+        help="umT5 for --prompt, through transformers (default: the bundled model's vocabulary; "
+        "placeholder embeddings for other models)",
     )
 
     add = parser.add_argument_group("video").add_argument
@@ -56,28 +68,39 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--frames",
         type=values.whole(1),
         metavar="N",
-        help="frames of the file (default: 81; bundled and tiny: 45)",
+        help="frames of the file (default: 81; bundled: 60; tiny: 45)",
     )
     add(
         "--size",
         type=values.size,
         metavar="HxW",
-        help="height and width in pixels (default: 480x832; bundled: 160x288)",
+        help="height and width in pixels (default: 480x832; bundled: 192x192)",
     )
     add("--fps", type=values.positive, metavar="N", default=16.0, help="default: 16")
     add("--first-frames", metavar="FILE", help="continue a picture, a video, or latents")
     add(
         "--vae",
         metavar="PATH_OR_ID",
-        help="Wan VAE, through diffusers (default: a preview, which is no VAE)",
+        help="Wan VAE, through diffusers (default: the bundled model's codec; a preview, which is "
+        "no VAE, for other models)",
     )
     add("--out", metavar="PATH", default="vidk.mp4", help=f"one of {' '.join(SUFFIXES)}")
     add("--json", metavar="REPORT", help="also write the report to a .json file")
 
     add = parser.add_argument_group("rollout (in latent frames)").add_argument
     add("--block", type=values.whole(1, 1024), metavar="N", default=3, help="default: 3")
-    add("--window", type=values.whole(1), metavar="N", help="frames in the cache (default: 21)")
-    add("--sink", type=values.whole(0), metavar="N", default=0, help="first frames that stay in it")
+    add(
+        "--window",
+        type=values.whole(1),
+        metavar="N",
+        help="frames in the cache (default: 21; bundled: 12)",
+    )
+    add(
+        "--sink",
+        type=values.whole(0),
+        metavar="N",
+        help="first frames that stay in it (default: 0; bundled: 3)",
+    )
     add("--independent-first-frame", action="store_true", help="a first block of 1 frame")
     add(
         "--kv",
@@ -104,10 +127,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--steps",
         type=values.steps,
         metavar="N",
-        default=4,
-        help="number, or places such as 1000,500 (default: 4)",
+        help="number, or places such as 1000,500 (default: 4; bundled: 8)",
     )
-    add("--shift", type=values.positive, metavar="X", default=5.0, help="default: 5")
+    add("--shift", type=values.positive, metavar="X", help="default: 5; bundled: 3")
+    add(
+        "--sampler",
+        choices=SAMPLERS,
+        help="renoise for few-step models, euler for others (default: renoise; bundled: euler)",
+    )
     add("--seed", type=values.any_whole, metavar="N", default=0, help="of the noise (default: 0)")
 
     group = parser.add_argument_group("machine")

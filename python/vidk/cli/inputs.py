@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidk.bundled import WordEncoder, bundled_codec, bundled_model
 from vidk.cache_kinds import QUANTISED_OPS, Plain
-from vidk.cli.plan import default_dtype, parameter_count, pixel_frames, whole_blocks
+from vidk.cli.plan import BUNDLED, default_dtype, parameter_count, pixel_frames, whole_blocks
+from vidk.cli.script import read_script
+from vidk.cli.stream import Change
 from vidk.cli.system import kernel
 from vidk.cli.values import OptionError, option
 from vidk.media import fit_frames, read_latents, read_video
@@ -23,7 +27,7 @@ from vidk.text import PromptEmbeds, UMT5Encoder, load_prompt_embeds, seeded_embe
 from vidk.vae import Decoder, PreviewDecoder, WanVAEDecoder
 
 DEFAULT_CONFIG = "bundled"
-DEFAULT_PROMPT = "a red circle moves to the right"
+DEFAULT_PROMPT = "a red circle moving right"
 MODEL_OPS = (*Plain.ops, "cross_attention")
 # On a rank of several, where the cache is plain.
 RANK_OPS = ("qk_norm_rope_pack", "unpack_kv_write", "attention", "cross_attention")
@@ -76,6 +80,8 @@ class ModelSource:
     path: str | None
     parameters: int
     dtype: torch.dtype
+    # Whether the weights are those that come with the package.
+    bundled: bool
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelSource:
@@ -95,15 +101,25 @@ class ModelSource:
             raise OptionError(f"--config: got {name} alone, expected --model or --random-weights")
         count = parameter_count(config)
         dtype = getattr(torch, args.dtype) if args.dtype else default_dtype(count)
-        return cls(name, config, args.model, count, dtype)
+        bundled = config is CONFIGS[DEFAULT_CONFIG] and not (args.model or args.random_weights)
+        return cls(name, config, args.model, count, dtype, bundled)
+
+    @property
+    def kind(self) -> str:
+        """Name of the defaults that hold for the model."""
+        return BUNDLED if self.bundled else self.name
 
     @property
     def weights(self) -> str:
         """Where the weights come from."""
+        if self.bundled:
+            return "weights of the package"
         return self.path or "random weights, seed 0"
 
     def load(self, device: torch.device) -> CausalWan:
         """Read or make the weights."""
+        if self.bundled:
+            return bundled_model(dtype=self.dtype, device=device)
         if self.path:
             return load_model(
                 self.path, dtype=self.dtype, config=self.config, device=device, progress=True
@@ -111,31 +127,52 @@ class ModelSource:
         return seeded_model(self.config, dtype=self.dtype, device=device, progress=True)
 
 
-def load_prompt(
-    args: argparse.Namespace, config: WanConfig, device: torch.device
-) -> tuple[PromptEmbeds, str]:
-    """Return the embeddings of the prompt, and where they come from."""
-    text = DEFAULT_PROMPT if args.prompt is None else args.prompt
+def load_prompts(
+    args: argparse.Namespace, source: ModelSource, device: torch.device
+) -> tuple[PromptEmbeds, str, list[Change]]:
+    """Return the embeddings of the first prompt, where they come from, and later prompts."""
+    config = source.config
     if args.prompt_embeds:
         with option("--prompt-embeds"):
             embeds = load_prompt_embeds(args.prompt_embeds, config.text_len, config.text_dim)
-        return embeds, str(args.prompt_embeds)
+        return embeds, str(args.prompt_embeds), []
+    name, script = "--prompt", [(0.0, DEFAULT_PROMPT if args.prompt is None else args.prompt)]
+    if args.prompt_script:
+        name = "--prompt-script"
+        with option(name):
+            script = read_script(args.prompt_script)
+    texts = [text for _, text in script]
     if args.text_encoder:
         with option("--text-encoder"):
             encoder = UMT5Encoder(args.text_encoder, config.text_len, device=device)
-            embeds = encoder.encode(text)
-        if embeds.embeds.size(2) != config.text_dim:
+            each = [encoder.encode(text) for text in texts]
+        if each[0].embeds.size(2) != config.text_dim:
             raise OptionError(
-                f"--text-encoder: got embeddings of {embeds.embeds.size(2)} channels, expected "
+                f"--text-encoder: got embeddings of {each[0].embeds.size(2)} channels, expected "
                 f"the {config.text_dim} of the model"
             )
-        return embeds, f'"{text}" by {args.text_encoder}'
-    embeds = seeded_embeds(text, config.text_len, config.text_dim)
-    return embeds, f'"{text}" as seeded placeholder embeddings'
+        how = f"by {args.text_encoder}"
+    elif source.bundled:
+        words = WordEncoder(config.text_len, config.text_dim)
+        with option(name):
+            each = [words.encode(text) for text in texts]
+        how = "by the bundled vocabulary"
+    else:
+        each = [seeded_embeds(text, config.text_len, config.text_dim) for text in texts]
+        how = "as seeded placeholder embeddings"
+    changes = [
+        Change(math.ceil(seconds * args.fps), prompt.to(device, source.dtype))
+        for (seconds, _), prompt in zip(script[1:], each[1:], strict=True)
+    ]
+    later = f" and {len(changes)} more of {args.prompt_script}" if changes else ""
+    return each[0], f'"{texts[0]}"{later} {how}', changes
 
 
-def load_decoder(args: argparse.Namespace, config: WanConfig, device: torch.device) -> Decoder:
-    """Return the VAE that the command line names, or the preview."""
+def load_decoder(args: argparse.Namespace, source: ModelSource, device: torch.device) -> Decoder:
+    """Return the VAE that the command line names, the bundled model's codec, or the preview."""
+    config = source.config
+    if source.bundled and not args.vae:
+        return bundled_codec(device)
     if not args.vae:
         with option("--model" if args.model else "--config"):
             return PreviewDecoder(config.out_channels)
@@ -152,7 +189,8 @@ def load_decoder(args: argparse.Namespace, config: WanConfig, device: torch.devi
 class FirstFrames:
     """The clean latents that a video begins with, from latents, a picture or a video."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, decoder: Decoder) -> None:
+        self._ratio = decoder.frames_per_latent
         self._path: str = args.first_frames
         self._block: int = args.block
         self._single_first: bool = args.independent_first_frame
@@ -160,7 +198,7 @@ class FirstFrames:
         if self._path.lower().endswith(".safetensors"):
             with option("--first-frames"):
                 self._latents, _ = read_latents(self._path)
-        elif not args.vae:
+        elif isinstance(decoder, PreviewDecoder):
             raise OptionError(
                 f"--first-frames: got {self._path} without a VAE, expected --vae to encode it, or "
                 "latents in .safetensors"
@@ -196,14 +234,16 @@ class FirstFrames:
         with option("--first-frames"):
             frames = read_video(self._path)
             # The end of a longer video: what comes next continues from there.
-            count = self._whole((len(frames) - 1) // 4 + 1)
-            return decoder.encode(fit_frames(frames[-pixel_frames(count) :], size)[None])
+            count = self._whole((len(frames) - 1) // self._ratio + 1)
+            taken = frames[-pixel_frames(count, self._ratio) :]
+            return decoder.encode(fit_frames(taken, size)[None])
 
     def _whole(self, latents: int) -> int:
         count = whole_blocks(latents, self._block, self._single_first)
         if not count:
             raise OptionError(
-                f"--first-frames: got {pixel_frames(latents)} frames, expected at least "
-                f"{pixel_frames(self._block)}, a block (or --independent-first-frame)"
+                f"--first-frames: got {pixel_frames(latents, self._ratio)} frames, expected at "
+                f"least {pixel_frames(self._block, self._ratio)}, a block (or "
+                "--independent-first-frame)"
             )
         return count

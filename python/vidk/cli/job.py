@@ -13,19 +13,20 @@ from torch import Tensor
 
 from vidk._version import __version__
 from vidk.bench.machine import cpu_model
+from vidk.bundled.noise import PlacedNoise
 from vidk.cache_kinds import Kind
 from vidk.cli.inputs import ModelSource, model_ops
 from vidk.cli.kv import DEFAULT_RECIPE
 from vidk.cli.plan import Plan, stored
 from vidk.cli.ranks import NoOutput, fingerprint, leads
 from vidk.cli.report import GraphCount, plural, summarize
-from vidk.cli.stream import LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
+from vidk.cli.stream import Change, LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
 from vidk.cli.system import kernel, matmul_rate, peak_memory
 from vidk.models.wan import CausalWan
 from vidk.parallel.exchange import make_exchange
 from vidk.parallel.launch import World
 from vidk.parallel.planner import Sharding
-from vidk.rollout import Schedule, Session
+from vidk.rollout import Schedule, SeededNoise, Session
 from vidk.text import PromptEmbeds
 from vidk.vae import Decoder
 
@@ -45,6 +46,8 @@ class Job:
     given: Tensor | None
     prompt: PromptEmbeds
     prompt_source: str
+    # Later prompts of a script.
+    changes: list[Change]
     schedule: Schedule
     # Why the model is not compiled; None if it is.
     eager: str | None
@@ -143,7 +146,7 @@ class Job:
             schedule=self.schedule,
             kind=self.kind.name,
             recipe=args.fp4_recipe or DEFAULT_RECIPE,
-            seed=args.seed,
+            noise=PlacedNoise(args.seed) if self.source.bundled else SeededNoise(args.seed),
             # Every shape of a run is fixed; a first frame of its own is a second graph.
             compile=False if self.eager else {"dynamic": False},
         )
@@ -166,7 +169,15 @@ class Job:
         else:
             output = VideoOutput(args.out, args.fps, plan.frames, self.decoder)
         with output, cancelled_by_ctrl_c(session):
-            result = stream(session, plan, output, self.given, progress=progress)
+            result = stream(
+                session,
+                plan,
+                output,
+                self.given,
+                self.changes,
+                ratio=self.decoder.frames_per_latent,
+                progress=progress,
+            )
         result.codec, result.notes = output.codec, list(output.notes)
         return result
 
@@ -218,6 +229,7 @@ class Job:
             "schedule": {
                 "timesteps": self.schedule.timesteps,
                 "shift": args.shift,
+                "sampler": self.schedule.sampler,
                 "seed": args.seed,
             },
             "decoder": None if self.writes_latents else self.decoder.description,

@@ -15,7 +15,7 @@ import torch
 from vidk._version import __version__
 from vidk.cli.values import either, explain, wrong
 
-COMMANDS = ("generate", "bench", "env", "convert")
+COMMANDS = ("generate", "eval", "bench", "env", "convert")
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 # What argparse says, in the words of vidk: got, expected.

@@ -7,18 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
+from vidk.bundled.scenes import SIZE
 from vidk.cache_kinds import Kind, Sizes, key_row_bytes
 from vidk.cli.system import bytes_text, free_memory
 from vidk.cli.values import OptionError
 from vidk.models.config import WanConfig
 from vidk.models.seeded import meta_model
-from vidk.vae import FRAMES_PER_LATENT
 
-# Pixels (height, width) and pixel frames, where the command line does not say: what the model was
-# trained for, or what takes seconds on two cores.
-_SIZES = {"bundled": (160, 288), "tiny": (64, 96), "wan-5b": (704, 1280)}
-_FRAMES = {"bundled": 45, "tiny": 45}
-_WINDOW = 21
+# The bundled model with its trained weights.
+BUNDLED = "bundled, trained"
 # Below this many parameters float32 is the default: it costs little and every CPU computes it.
 _SMALL = 5e8
 
@@ -45,14 +42,34 @@ class Plan:
     sink: int
 
 
-def default_size(config_name: str) -> tuple[int, int]:
-    """Return height and width in pixels for a config."""
-    return _SIZES.get(config_name, (480, 832))
+@dataclass(frozen=True)
+class Defaults:
+    """What holds where the command line does not say: sizes in pixels, the rest as its options.
+
+    What the model was trained for, or what takes seconds on two cores.
+    """
+
+    size: tuple[int, int] = (480, 832)
+    frames: int = 81
+    window: int = 21
+    sink: int = 0
+    steps: int = 4
+    shift: float = 5.0
+    sampler: str = "renoise"
 
 
-def default_frames(config_name: str) -> int:
-    """Return the number of pixel frames for a config."""
-    return _FRAMES.get(config_name, 81)
+_DEFAULTS = {
+    # With random weights. With its own ones the model is trained for the rest.
+    "bundled": Defaults((160, 288), 45),
+    BUNDLED: Defaults((SIZE, SIZE), 60, window=12, sink=3, steps=8, shift=3.0, sampler="euler"),
+    "tiny": Defaults((64, 96), 45),
+    "wan-5b": Defaults((704, 1280)),
+}
+
+
+def defaults(config_name: str) -> Defaults:
+    """Return the defaults for a config."""
+    return _DEFAULTS.get(config_name, Defaults())
 
 
 def default_dtype(parameters: int) -> torch.dtype:
@@ -60,14 +77,17 @@ def default_dtype(parameters: int) -> torch.dtype:
     return torch.float32 if parameters < _SMALL else torch.bfloat16
 
 
-def pixel_frames(latent_frames: int) -> int:
-    """Return the pixel frames that the first latent frames of a video stand for."""
-    return 1 + FRAMES_PER_LATENT * (latent_frames - 1)
+def pixel_frames(latent_frames: int, ratio: int) -> int:
+    """Return the pixel frames that the first latent frames of a video stand for.
+
+    `ratio` is the decoder's `frames_per_latent`.
+    """
+    return 1 + ratio * (latent_frames - 1) if latent_frames else 0
 
 
-def latent_frames(frames: int) -> int:
+def latent_frames(frames: int, ratio: int) -> int:
     """Return the latent frames that hold so many pixel frames."""
-    return 1 + math.ceil((frames - 1) / FRAMES_PER_LATENT)
+    return 1 + math.ceil((frames - 1) / ratio)
 
 
 def whole_blocks(latents: int, block: int, single_first: bool) -> int:
@@ -90,28 +110,32 @@ def make_plan(
     size: tuple[int, int],
     frames: int,
     scale: int,
+    ratio: int,
     block: int,
     window: int | None,
     sink: int,
     single_first: bool,
     given: int = 0,
+    usual_window: int = Defaults.window,
 ) -> Plan:
     """Work out the sizes of a run; raise OptionError where they do not fit together.
 
     Parameters
     ----------
     size, frames : what the file shall have, in pixels and pixel frames.
-    scale : pixels of a latent cell.
+    scale, ratio : pixels of a latent cell and, after a video's first, frames of a latent frame.
     block, window, sink : in latent frames.
     single_first : the video's first block has one latent frame.
     given : latent frames that are given, a whole number of blocks.
+    usual_window : of what holds where `window` is None, as far as sink and video allow.
     """
-    if given and frames <= pixel_frames(given):
+    held = pixel_frames(given, ratio)
+    if given and frames <= held:
         raise OptionError(
-            f"--frames: got {frames}, expected more than the {pixel_frames(given)} frames that "
+            f"--frames: got {frames}, expected more than the {held} frames that "
             "--first-frames gives, since it counts them too"
         )
-    wanted = latent_frames(frames) - given
+    wanted = latent_frames(frames, ratio) - given
     blocks = [1] if single_first and not given else []
     blocks += [block] * math.ceil((wanted - sum(blocks)) / block)
     total = given + sum(blocks)
@@ -121,7 +145,7 @@ def make_plan(
             f"--window: got {window}, expected at least {least}, the {sink} of --sink and the "
             f"{block} of --block"
         )
-    slots = max(min(_WINDOW if window is None else window, total), least)
+    slots = max(min(usual_window if window is None else window, total), least)
     height, width = size[0] // scale, size[1] // scale
     return Plan(size, (height, width), frames, given, tuple(blocks), slots, sink)
 

@@ -127,7 +127,8 @@ def as_text(report: dict[str, Any]) -> str:
         ),
         (
             "sampler",
-            f"timesteps {' '.join(f'{t:.4g}' for t in schedule['timesteps'])}, shift "
+            f"{schedule['sampler']}, timesteps "
+            f"{' '.join(f'{t:.4g}' for t in schedule['timesteps'])}, shift "
             f"{schedule['shift']:g}, then a clean re-run; seed {schedule['seed']}",
         ),
         *_cache(report["cache"]),

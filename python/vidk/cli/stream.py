@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 from vidk.cli.plan import Plan, pixel_frames
 from vidk.media import VideoWriter, write_latents
 from vidk.rollout import Session
-from vidk.vae import FRAMES_PER_LATENT, Decoder
+from vidk.text import PromptEmbeds
+from vidk.vae import Decoder
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,14 @@ class BlockTimes:
     def total(self) -> float:
         """Seconds of all stages."""
         return self.denoise + self.decode + self.write
+
+
+@dataclass(frozen=True)
+class Change:
+    """From the first block that begins at or after a pixel frame, another prompt holds."""
+
+    frame: int
+    prompt: PromptEmbeds
 
 
 @dataclass
@@ -151,7 +161,9 @@ def stream(
     plan: Plan,
     output: Output,
     given: Tensor | None,
+    changes: Sequence[Change] = (),
     *,
+    ratio: int,
     progress: bool,
 ) -> Run:
     """Generate the blocks of a plan and hand each one to the output as it is done.
@@ -162,6 +174,8 @@ def stream(
     plan : how many blocks.
     output : opened.
     given : clean latents `[1, plan.given, C, h, w]` that the video begins with.
+    changes : of the prompt, in the order of their frames.
+    ratio : the decoder's `frames_per_latent`.
     progress : show a progress bar.
 
     Raises
@@ -174,17 +188,25 @@ def stream(
         session.condition(given)
         run.condition = time.perf_counter() - begin
         output.add(given)
+    waiting = deque(changes)
+
+    def follow() -> None:
+        while waiting and waiting[0].frame <= pixel_frames(session.frame, ratio):
+            prompt = waiting.popleft().prompt
+            session.set_prompt(prompt.embeds, prompt.context_lens)
+
+    follow()
     begin = time.perf_counter()
     for block in session.generate(sum(plan.blocks), progress=progress):
         forwards = block.forward_seconds  # waits for the device
         denoise = time.perf_counter() - begin
         decode, write = output.add(block.latents)
         count = block.latents.size(1)
-        later = FRAMES_PER_LATENT * count
+        end = block.start_frame + count
         run.blocks.append(
             BlockTimes(
                 latent_frames=count,
-                pixel_frames=later if block.start_frame else pixel_frames(count),
+                pixel_frames=pixel_frames(end, ratio) - pixel_frames(block.start_frame, ratio),
                 kv_frames=session.cache.policy.used,
                 forwards=forwards,
                 denoise=denoise,
@@ -193,6 +215,7 @@ def stream(
             )
         )
         begin = time.perf_counter()
+        follow()
     if len(run.blocks) < len(plan.blocks):
         raise KeyboardInterrupt
     return run

@@ -23,6 +23,7 @@ _SHARED = (
     "text_dim",
     "cross_attn_norm",
     "eps",
+    "prediction",
 )
 _ORIGINAL = {
     "in_dim": "in_channels",
@@ -91,6 +92,9 @@ class WanConfig:
         Affine LayerNorm before the cross-attention.
     eps : float
         Epsilon of every norm.
+    prediction : str
+        What the head was trained to return: "flow" (noise less clean latents, as every Wan model)
+        or "x0" (the clean latents).
 
     Raises
     ------
@@ -111,6 +115,7 @@ class WanConfig:
     qk_norm: bool = True
     cross_attn_norm: bool = True
     eps: float = 1e-6
+    prediction: str = "flow"
 
     def __post_init__(self) -> None:
         for name, kind in WanConfig.__annotations__.items():
@@ -131,6 +136,7 @@ class WanConfig:
         _expect(
             isinstance(self.eps, float) and 0.0 < self.eps < 1.0, "eps", self.eps, "0 < eps < 1"
         )
+        _expect(self.prediction in ("flow", "x0"), "prediction", self.prediction, "'flow' or 'x0'")
         _expect(
             self.dim % self.num_heads == 0,
             "num_heads",
@@ -184,9 +190,14 @@ class WanConfig:
             **_present(config, {name: name for name in _SHARED}),
         )
 
+    def _own_keys(self) -> dict[str, Any]:
+        """Return keys that no other project's files have, where their absence says otherwise."""
+        return {} if self.prediction == "flow" else {"prediction": self.prediction}
+
     def to_diffusers(self) -> dict[str, Any]:
         """Return what `from_diffusers` reads, as diffusers writes it (`text_len` is lost)."""
         return {
+            **self._own_keys(),
             "_class_name": "WanTransformer3DModel",
             "added_kv_proj_dim": None,
             "attention_head_dim": self.head_dim,
@@ -222,12 +233,13 @@ class WanConfig:
         return cls(
             **required,
             num_layers=_get(config, "num_layers"),
-            **_present(config, _ORIGINAL),
+            **_present(config, {**_ORIGINAL, "prediction": "prediction"}),
         )
 
     def to_original(self) -> dict[str, Any]:
         """Return what `from_original` reads, with every field that format can hold."""
         return {
+            **self._own_keys(),
             "_class_name": "WanModel",
             "model_type": "t2v",
             "dim": self.dim,
@@ -249,7 +261,14 @@ CONFIGS: dict[str, WanConfig] = {
         dim=64, ffn_dim=128, num_heads=2, num_layers=2, freq_dim=64, text_dim=32, text_len=16
     ),
     "bundled": WanConfig(
-        dim=256, ffn_dim=768, num_heads=2, num_layers=4, freq_dim=64, text_dim=64, text_len=16
+        dim=256,
+        ffn_dim=512,
+        num_heads=2,
+        num_layers=4,
+        freq_dim=64,
+        text_dim=64,
+        text_len=8,
+        prediction="x0",
     ),
 }
 

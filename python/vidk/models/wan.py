@@ -313,7 +313,8 @@ class CausalWan(nn.Module):
 
         Returns
         -------
-        `[B, F, out_channels, h, w]`, the flow (velocity), the dtype of the model.
+        `[B, F, out_channels, h, w]`, what `config.prediction` says (the flow, or x0), the dtype of
+        the model.
         """
         self._check_latents(latents, cache)
         exchange, frames = self.exchange, latents.size(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 ENTRIES = 1000
+SAMPLERS = ("renoise", "euler")
 
 
 def shifted_sigmas(shift: float) -> Tensor:
@@ -28,13 +29,18 @@ class Schedule:
     steps : a number of evenly spaced steps, or the list of places in the unwarped schedule, 1000
         (pure noise) downwards, such as `[1000, 750, 500, 250]`.
     shift : how far the schedule is bent towards high noise.
+    sampler : how a step goes on from its x0: "renoise" with fresh noise (the rule of few-step
+        models such as Self-Forcing) or "euler" with the noise that is left (the ordinary
+        differential equation, for models that are not distilled).
 
     Attributes
     ----------
     timesteps, sigmas : `[steps]` lists, what the model is told and the noise level it stands for.
     """
 
-    def __init__(self, steps: int | Sequence[float] = 4, *, shift: float = 5.0) -> None:
+    def __init__(
+        self, steps: int | Sequence[float] = 4, *, shift: float = 5.0, sampler: str = "renoise"
+    ) -> None:
         if isinstance(steps, int):
             if steps < 1:
                 raise ValueError(f"vidk.Schedule: steps: got {steps}, expected at least 1")
@@ -47,6 +53,11 @@ class Schedule:
             )
         if not shift > 0:
             raise ValueError(f"vidk.Schedule: shift: got {shift}, expected a positive number")
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f"vidk.Schedule: sampler: got {sampler!r}, expected {' or '.join(SAMPLERS)}"
+            )
+        self.sampler = sampler
         self._sigmas = shifted_sigmas(shift)
         self._table = self._sigmas * ENTRIES
         index = [min(round(ENTRIES - place), ENTRIES - 1) for place in places]
@@ -67,3 +78,12 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Return `(1 - sigma) x0 + sigma noise`, computed in float32, in the dtype of the noise."""
     level = torch.full((), sigma, dtype=torch.float32, device=x0.device)
     return ((1 - level) * x0.float() + level * noise.float()).type_as(noise)
+
+
+def euler_step(x0: Tensor, xt: Tensor, sigma: float, lower: float) -> Tensor:
+    """Return `x0 + lower / sigma (xt - x0)`, computed in float32, in the dtype of xt.
+
+    The step of the flow `(xt - x0) / sigma` from noise level `sigma` to `lower`.
+    """
+    clean = x0.float()
+    return (clean + (lower / sigma) * (xt.float() - clean)).type_as(xt)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vidk.cache import CacheSnapshot
 from vidk.models.wan import CausalWan
 from vidk.rollout.noise import Noise, SeededNoise
-from vidk.rollout.schedule import Schedule, add_noise, x0_from_flow
+from vidk.rollout.schedule import Schedule, add_noise, euler_step, x0_from_flow
 from vidk.rollout.timing import Stopwatch
 
 
@@ -229,14 +229,19 @@ class Session:
         x = noise(0)
         self.cache.place(start, frames)
         sigmas = self.schedule.sigmas
+        predicts_x0 = self.model.config.prediction == "x0"
         for step, timestep in enumerate(self.schedule.timesteps):
             if self._cancelled:
                 return None
-            flow, timing = self._run(x, timestep, clean=False)
+            out, timing = self._run(x, timestep, clean=False)
             timings.append(timing)
-            x = x0_from_flow(flow, x, sigmas[step])
-            if step + 1 < len(sigmas):
-                x = add_noise(x, noise(step + 1), sigmas[step + 1])
+            x0 = out if predicts_x0 else x0_from_flow(out, x, sigmas[step])
+            if step + 1 == len(sigmas):
+                x = x0
+            elif self.schedule.sampler == "euler":
+                x = euler_step(x0, x, sigmas[step], sigmas[step + 1])
+            else:
+                x = add_noise(x0, noise(step + 1), sigmas[step + 1])
             bar.update()
         if self._cancelled:
             return None

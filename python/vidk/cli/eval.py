@@ -1,0 +1,169 @@
+"""`vidk eval`: what the bundled model's videos show, measured, in one configuration or two."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import torch
+
+from vidk._files import atomic_path
+from vidk._version import __version__
+from vidk.bench.machine import cpu_model
+from vidk.cli import values
+from vidk.media import check_output
+
+_SHEET_ROWS = 12
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `eval` command."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure the quality of the bundled model's videos",
+        description="Generate videos with the bundled model and measure in their pictures how far "
+        "they show what their prompts say, with 95 % confidence intervals. --versus measures how "
+        "far another configuration's videos are from them.",
+    )
+    add = parser.add_argument
+    add("--pairs", type=values.whole(1), metavar="N", default=100, help="prompts, each with a seed")
+    add("--blocks", type=values.whole(1), metavar="N", default=20, help="of 3 frames (default: 20)")
+    add(
+        "--setup",
+        metavar="K=V,...",
+        default="",
+        help="dtype, compile, window, sink, steps, shift, sampler (default: as vidk generate)",
+    )
+    add("--versus", metavar="K=V,...", help="also run with these changes, and compare")
+    add("--device", metavar="NAME", help="cpu, cuda or cuda:N")
+    add("--threads", type=values.whole(1, 1024), metavar="N", help="CPU threads")
+    add("--json", metavar="REPORT", help="write the report to a .json file")
+    add("--sheet", metavar="PICTURE", help="write a contact sheet to a .png file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; raise ValueError, OSError or RuntimeError for what the user can mend."""
+    from vidk.bundled import bundled_codec, provenance
+    from vidk.cli.inputs import pick_device
+    from vidk.evaluate import (
+        Setup,
+        cases,
+        compared,
+        drift,
+        gains,
+        judged_blocks,
+        validated,
+    )
+
+    with values.option("--setup"):
+        setup = Setup.parse(Setup(), args.setup)
+    other = None
+    if args.versus:
+        with values.option("--versus"):
+            other = Setup.parse(setup, args.versus)
+    with values.option("--json"):
+        json_file = check_output(args.json, (".json",)) if args.json else None
+    with values.option("--sheet"):
+        sheet = check_output(args.sheet, (".png",)) if args.sheet else None
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, _ = pick_device(args.device)
+    begin = time.perf_counter()
+    chosen = cases(args.pairs)
+    codec = bundled_codec(device)
+    frames, model = _frames(setup, chosen, args.blocks, device, codec)
+    report: dict[str, Any] = {
+        "versions": {"vidk": __version__, "torch": str(torch.__version__)},
+        "machine": {
+            "device": str(device),
+            "cpu": cpu_model(),
+            "threads": torch.get_num_threads(),
+        },
+        "model": provenance(),
+        "setup": vars(setup),
+        "pairs": len(chosen),
+        "measurement": validated(codec, chosen),
+        "blocks": judged_blocks(chosen, frames),
+        "drift": drift(frames),
+        "continuation": gains(model, codec, chosen, setup),
+    }
+    if other:
+        theirs, _ = _frames(other, chosen, args.blocks, device, codec)
+        report["versus"] = {"setup": vars(other), **compared(frames, theirs)}
+    report["seconds"] = time.perf_counter() - begin
+    print(as_text(report))
+    if sheet:
+        from vidk.evaluate.sheet import draw_sheet
+
+        count = frames.size(1)
+        columns = sorted({round(i * (count - 1) / 9) for i in range(10)})
+        rows = frames[:_SHEET_ROWS]
+        labels = [f"{c.scene.prompt}, seed {c.seed}" for c in chosen[:_SHEET_ROWS]]
+        draw_sheet(sheet, rows, [text.replace(" on ", "\non ") for text in labels], columns)
+    if json_file:
+        with values.option("--json"), atomic_path(json_file) as temp:
+            temp.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _frames(
+    setup: Any, chosen: Any, blocks: int, device: torch.device, codec: Any
+) -> tuple[torch.Tensor, Any]:
+    from vidk.bundled import bundled_model
+    from vidk.evaluate import decoded, rollouts
+
+    model = bundled_model(dtype=getattr(torch, setup.dtype), device=device)
+    return decoded(codec, rollouts(model, chosen, setup, blocks)), model
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Lay the report out for reading."""
+    keys = list(next(iter(report["blocks"].values())))
+    lines = [f"{report['pairs']} pairs of prompt and seed, setup {_pairs(report['setup'])}"]
+    lines.append("".join(f"{name:>12}" for name in ("", *keys)))
+
+    def row(name: str, judged: dict[str, Any]) -> str:
+        return f"{name:>12}" + "".join(f"{100 * judged[key]['share']:>10.1f} %" for key in keys)
+
+    lines.append(row("true clips", report["measurement"]["right"]))
+    every = list(report["blocks"])
+    shown = [b for i, b in enumerate(every) if i in (0, 1, 4, 9, 14) or b == every[-1]]
+    for block in shown:
+        lines.append(row(f"block {block}", report["blocks"][block]))
+    first = report["blocks"]["1"]
+    ends = [f"{key} {100 * first[key]['low']:.0f}-{100 * first[key]['high']:.0f}" for key in keys]
+    lines.append(f"95 % intervals of block 1: {', '.join(ends)}")
+    lines.append(f"codec: {_mean(report['measurement']['psnr'])} dB")
+    smooth = report["drift"]
+    lines.append(
+        f"roughness of the background: {_mean(smooth['first_block'])} in the first block, "
+        f"{_mean(smooth['last_block'])} in the last, of 255"
+    )
+    for block, found in report["continuation"].items():
+        lines.append(
+            f"true clip continued, block {block}: {_mean(found['psnr'])} dB, "
+            f"{_mean(found['gain'])} dB more than repeating its last frame"
+        )
+    if "versus" in report:
+        other = report["versus"]
+        lines.append(
+            f"versus {_pairs(other['setup'])}: PSNR {_mean(other['psnr'])} dB, "
+            f"SSIM {_mean(other['ssim'], 5)}; SSIM of the first block "
+            f"{_mean(other['first_block']['ssim'], 5)}, of the last "
+            f"{_mean(other['last_block']['ssim'], 5)}"
+            + (", identical" if other["identical"] else "")
+        )
+    lines.append(f"{report['seconds']:.0f} s")
+    return "\n".join(lines)
+
+
+def _pairs(setup: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setup.items())
+
+
+def _mean(found: dict[str, Any], digits: int = 2) -> str:
+    half = (found["high"] - found["low"]) / 2
+    return f"{found['mean']:.{digits}f} +- {half:.{digits}f}"

@@ -1,0 +1,17 @@
+"""Quality of the bundled model's videos, measured in the pictures."""
+
+from vidk.evaluate.report import compared, drift, gains, judged_blocks, validated
+from vidk.evaluate.rollouts import Case, Setup, cases, decoded, rollouts
+
+__all__ = [
+    "Case",
+    "Setup",
+    "cases",
+    "compared",
+    "decoded",
+    "drift",
+    "gains",
+    "judged_blocks",
+    "rollouts",
+    "validated",
+]
