@@ -6,6 +6,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/ceil_div.h"
 #include "common/parallel.h"
 #include "fp4_attention/fp4_attention_args.h"
 #include "fp4_attention/fp4_attention_simd.h"

@@ -25,6 +25,9 @@ using PanelF = Vec<kLanes>::F;
 using PanelU = Vec<kLanes>::U;
 using PanelI = Vec<kLanes>::I;
 
+// A vector of x in every lane. Subtracting zero changes no number and costs nothing, unlike adding.
+VIDK_INLINE PanelF every_lane(float x) { return x - PanelF{}; }
+
 // Fused where the machine has it: the build switches contraction off, which would halve the speed.
 VIDK_INLINE PanelF multiply_add(PanelF a, PanelF b, PanelF c) {
 #if defined(__AVX512F__)
@@ -59,7 +62,7 @@ void panel_product(int64_t rows, int64_t depth, const float* a, int64_t stride, 
       for (int j = 0; j < kPanelVectors; ++j) row[j] = load<PanelF>(right + j * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kPanelRows; ++r) {
-        const PanelF left = PanelF{} + from[kColumns ? r : r * stride];
+        const PanelF left = every_lane(from[kColumns ? r : r * stride]);
 #pragma GCC unroll 3
         for (int j = 0; j < kPanelVectors; ++j) sum[r][j] = multiply_add(left, row[j], sum[r][j]);
       }
@@ -78,13 +81,13 @@ constexpr float kExp2[] = {0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3
 
 // 2^x for x of at most about 0, with a relative error of 2e-7; what is below 2^-126 becomes that.
 VIDK_INLINE PanelF exp2_of(PanelF x) {
-  x = x < -126.0f ? PanelF{} - 126.0f : x;  // a NaN stays
-  const PanelF shift = PanelF{} + 0x1.8p23f;
+  x = x < -126.0f ? every_lane(-126.0f) : x;  // a NaN stays
+  const PanelF shift = every_lane(0x1.8p23f);
   const PanelF rounded = x + shift;  // the integer is in the lowest bits
   const PanelF f = x - (rounded - shift);
-  PanelF p = PanelF{} + kExp2[4];
-  for (int i = 3; i >= 0; --i) p = multiply_add(p, f, PanelF{} + kExp2[i]);
-  p = multiply_add(p, f, PanelF{} + 1.0f);
+  PanelF p = every_lane(kExp2[4]);
+  for (int i = 3; i >= 0; --i) p = multiply_add(p, f, every_lane(kExp2[i]));
+  p = multiply_add(p, f, every_lane(1.0f));
   return p * (PanelF)(((PanelI)rounded + 127) << 23);
 }
 

@@ -59,7 +59,7 @@ struct Queries {
   uint32_t a[kSteps][4];
 
   __device__ void load(const uint8_t* codes, const uint8_t* scale_tile, int first, int tokens,
-                       int lane) {
+                       uint32_t flip, int lane) {
     const int g = lane / 4;
     const int t = lane % 4;
 #pragma unroll
@@ -81,7 +81,8 @@ struct Queries {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         a[step][i] = Format::pair(words[i % 2] + i / 2 * Format::kChunkWords, t,
-                                  both_halves(factors, i % 2));
+                                  both_halves(factors, i % 2)) ^
+                     flip;
       }
     }
   }
@@ -161,9 +162,10 @@ __device__ void attend(const Fp4PortableParams& p) {
   const Keys keys(p);
   const Head<Format> head(p, blockIdx.z, blockIdx.y, gridDim.y);
   const int first = static_cast<int>(blockIdx.x) * kFp4PortableQueries + warp * kWarpQueries;
+  const LogitScale logit_scale(p.scale);
   Queries<Format> q;
-  q.load(head.q_codes, head.q_scales + blockIdx.x * Head<Format>::kTileBytes, first, p.tokens,
-         lane);
+  q.load(head.q_codes, head.q_scales + int64_t{blockIdx.x} * Head<Format>::kTileBytes, first,
+         p.tokens, logit_scale.flip, lane);
 
   RowCodes<Format, kKeys, kThreads> codes;
   RowValues<kKeys, kThreads> values;  // not used for bfloat16
@@ -199,7 +201,7 @@ __device__ void attend(const Fp4PortableParams& p) {
     }
   };
 
-  const float scale = p.scale * Format::kProductUnit;
+  const float scale = logit_scale.size * Format::kProductUnit;
   const float scale_log2 = scale * kLog2E;
   MeanProducts means;
   OnlineSoftmax softmax;
@@ -222,13 +224,12 @@ __device__ void attend(const Fp4PortableParams& p) {
       decode(buffer ^ 1);
       load(next.next(keys));
     }
-    if (head.k_mean != nullptr) {
+    if (p.k_mean != nullptr) {
       const int tile = block.tile();
       if (block.tile_row() == 0 && tile % MeanProducts::kTiles == 0) {
-        means.compute(head.q, p.q.token_stride, first, p.tokens, head.k_mean, tile,
-                      keys.blocks(kTileRows), lane);
+        means.compute(p, first, tile, keys.blocks(kTileRows));
       }
-      means.of_tile(tile, 1 / Format::kProductUnit, shift);
+      means.of_tile(tile, logit_scale.sign / Format::kProductUnit, shift);
     }
     float logits[kKeys / 2];
     multiply_keys(q, k_at + buffer * kKBytes, logits, lane);

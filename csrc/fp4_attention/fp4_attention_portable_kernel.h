@@ -40,7 +40,7 @@ struct Fp4PortableParams {
   int32_t frame_tokens;
   int32_t tokens;
   int32_t capacity;
-  float scale;  // positive
+  float scale;
 };
 
 }  // namespace vidk

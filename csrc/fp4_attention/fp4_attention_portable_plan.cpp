@@ -1,6 +1,7 @@
 #include <string>
 
 #include "common/ceil_div.h"
+#include "common/fp4_layout.h"
 #include "fp4_attention/fp4_attention_plan.h"
 #include "fp4_attention/fp4_attention_portable_kernel.h"
 
@@ -24,7 +25,7 @@ Fp4PortableParams params_of(const Fp4AttentionArgs& args) {
   p.out = static_cast<char*>(args.out);
   p.lse = args.lse;
   p.kv_len = args.kv_len;
-  p.slot_tiles = static_cast<int32_t>(ceil_div(args.frame_tokens, kFp4TileRows));
+  p.slot_tiles = static_cast<int32_t>(fp4_tiles(args.frame_tokens));
   p.head_tiles = args.capacity / args.frame_tokens * p.slot_tiles;
   p.frame_tokens = static_cast<int32_t>(args.frame_tokens);
   p.tokens = static_cast<int32_t>(args.tokens);

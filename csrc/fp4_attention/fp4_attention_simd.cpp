@@ -168,7 +168,7 @@ class HeadRows {
 
   // Turns a vector's logits into weights relative to the largest logit so far.
   void weigh(Panel& panel, int at, int64_t keys, PanelF bias) {
-    const PanelF scale = PanelF{} + scale_;
+    const PanelF scale = every_lane(scale_);
     float* s = logits_ + at;
     PanelF most = load<PanelF>(s);
     for (int64_t i = 1; i < keys; ++i) {

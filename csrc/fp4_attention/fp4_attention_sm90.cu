@@ -199,18 +199,21 @@ __device__ void compute(const Fp4PortableParams& p, const Head<Format>& head, co
   const int warp_row = thread / 32 * 16;
   const int first = block_first + warp_row;
 
+  const LogitScale logit_scale(p.scale);
   RowCodes<Format, kQueries, kComputing> q_codes;
   q_codes.load(head.q_codes + static_cast<int64_t>(block_first) * Format::kRowBytes,
-               head.q_scales + blockIdx.x * Head<Format>::kTileBytes, 0, p.tokens - block_first,
-               thread);
+               head.q_scales + int64_t{blockIdx.x} * Head<Format>::kTileBytes, 0,
+               p.tokens - block_first, thread);
   q_codes.decode(thread, [&](uint32_t row, uint32_t chunk, const uint32_t* w) {
-    store_chunk(panel_at<kQueries>(tiles.q, row, chunk), w);
+    const uint32_t flip = logit_scale.flip;
+    const uint32_t flipped[] = {w[0] ^ flip, w[1] ^ flip, w[2] ^ flip, w[3] ^ flip};
+    store_chunk(panel_at<kQueries>(tiles.q, row, chunk), flipped);
   });
   fence_async_proxy();
   sync(kQueriesBarrier, kComputing);
 
   const uint32_t q = tiles.q + group * (kGroupQueries * kPanelBytes);
-  const float scale = p.scale * Format::kProductUnit;
+  const float scale = logit_scale.size * Format::kProductUnit;
   const float scale_log2 = scale * kLog2E;
   MeanProducts means;
   OnlineSoftmax softmax;
@@ -223,13 +226,12 @@ __device__ void compute(const Fp4PortableParams& p, const Head<Format>& head, co
   const int blocks = keys.blocks(kKeys);
   // Of the block; runs while tensor cores multiply it.
   const auto find_shift = [&] {
-    if (head.k_mean == nullptr) return;
+    if (p.k_mean == nullptr) return;
     const int tile = block.tile();
     if (block.tile_row() == 0 && tile % MeanProducts::kTiles == 0) {
-      means.compute(head.q, p.q.token_stride, first, p.tokens, head.k_mean, tile,
-                    keys.blocks(kTileRows), lane);
+      means.compute(p, first, tile, keys.blocks(kTileRows));
     }
-    means.of_tile(tile, 1 / Format::kProductUnit, shift);
+    means.of_tile(tile, logit_scale.sign / Format::kProductUnit, shift);
   };
   const auto weigh = [&] {
     const int count = block.count(keys);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "common/fp4_layout.h"
 #include "common/vector.cuh"
 
 namespace vidk::fp4 {
@@ -95,9 +96,10 @@ struct Mxfp8 {
   }
 };
 
-// Byte offset of a scale in a tile of 128 rows.
+// Byte offset of a scale in the tiles of 128 rows.
 __device__ constexpr uint32_t scale_offset(uint32_t row, uint32_t column) {
-  return column / 4 * 512 + row % 32 * 16 + row / 32 * 4 + column % 4;
+  return column / 4 * static_cast<uint32_t>(kFp4TileBytes) +
+         static_cast<uint32_t>(fp4_scale_offset(row)) + column % 4;
 }
 
 }  // namespace vidk::fp4

@@ -3,13 +3,13 @@
 
 #include <cstdint>
 
+#include "common/fp4_layout.h"
 #include "fp4_attention/fp4_attention_portable_kernel.h"
 
 namespace vidk::fp4 {
 
 constexpr int kHeadDim = 128;  // of q, means, v and the output
-constexpr int kTileRows = 128;
-constexpr int kColumnTileBytes = 512;  // 128 rows by four scales
+constexpr int kTileRows = kFp4TileRows;
 
 // What one thread block works on.
 struct Keys {
@@ -52,18 +52,29 @@ struct KeyBlock {
   }
 };
 
-// Pointers to what a head has.
+// The scale of logits, whose sign the products of a negative one get from q: so the greatest
+// product has the greatest weight. A scale of zero must not meet an infinite logit.
+struct LogitScale {
+  float size;
+  uint32_t flip;  // of the signs of two bfloat16
+  float sign;
+
+  __device__ explicit LogitScale(float scale)
+      : size(scale == 0 ? 1e-30f : fabsf(scale)),
+        flip(scale < 0 ? 0x80008000u : 0),
+        sign(scale < 0 ? -1.0f : 1.0f) {}
+};
+
+// Where the codes, scales and values of a head begin.
 template <class Format>
 struct Head {
   const uint8_t* q_codes;
   const uint8_t* q_scales;
   const uint8_t* k_codes;
   const uint8_t* k_scales;
-  const char* q;
-  const char* k_mean;  // null: keys have no means
   const char* v;
 
-  static constexpr int kTileBytes = Format::kScaleCols / 4 * kColumnTileBytes;
+  static constexpr int kTileBytes = Format::kScaleCols / 4 * kFp4TileBytes;
 
   __device__ Head(const Fp4PortableParams& p, int64_t batch, int64_t head, int64_t heads) {
     const int64_t at = batch * heads + head;
@@ -71,8 +82,6 @@ struct Head {
     q_scales = p.q_scales + at * ((p.tokens + kTileRows - 1) / kTileRows) * kTileBytes;
     k_codes = p.k_codes + at * p.capacity * Format::kRowBytes;
     k_scales = p.k_scales + at * p.head_tiles * kTileBytes;
-    q = p.q.data + batch * p.q.batch_stride + head * p.q.head_stride;
-    k_mean = p.k_mean == nullptr ? nullptr : p.k_mean + at * p.head_tiles * (2 * kHeadDim);
     v = p.v.data + batch * p.v.batch_stride + head * p.v.head_stride;
   }
 };

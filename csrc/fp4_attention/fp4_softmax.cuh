@@ -43,13 +43,17 @@ struct MeanProducts {
   static constexpr int kTiles = 8;
   float products[4];
 
-  // Rows `first` to `first` + 15 of q, as far as there are `tokens`; means of tiles from `tile` on,
-  // as far as there are `tiles`.
-  __device__ void compute(const char* q, int64_t q_stride, int first, int tokens,
-                          const char* k_mean, int tile, int tiles, int lane) {
-    lane = here(lane);
-    const int g = lane / 4;
-    const int t = lane % 4;
+  // Rows `first` to `first` + 15 of q, as far as there are any; means of tiles from `tile` on, as
+  // far as there are `tiles`.
+  __device__ void compute(const Fp4PortableParams& p, int first, int tile, int tiles) {
+    const uint32_t lane = here(threadIdx.x % 32);
+    const int64_t batch = here(blockIdx.z);
+    const int64_t head = here(blockIdx.y);
+    const char* q = p.q.data + batch * p.q.batch_stride + head * p.q.head_stride;
+    const char* k_mean =
+        p.k_mean + ((batch * gridDim.y + head) * p.head_tiles + tile) * (2 * kHeadDim);
+    const auto g = static_cast<int>(lane / 4);
+    const auto t = static_cast<int>(lane % 4);
 #pragma unroll
     for (float& x : products) x = 0;
 #pragma unroll 1
@@ -60,10 +64,10 @@ struct MeanProducts {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int row = first + g + 8 * half;
-        if (row < tokens) Access<16>::load(q + row * q_stride + at, a[half]);
+        if (row < p.tokens) Access<16>::load(q + row * p.q.token_stride + at, a[half]);
       }
       if (tile + g < tiles) {
-        Access<16>::load(k_mean + static_cast<int64_t>(tile + g) * (2 * kHeadDim) + at, b);
+        Access<16>::load(k_mean + g * (2 * kHeadDim) + at, b);
       }
 #pragma unroll
       for (int step = 0; step < 4; step += 2) {

@@ -33,6 +33,15 @@ struct Tile {
   __device__ int64_t cache_tile(const Fp4KvParams& p, int head) const {
     return (batch * p.heads + head) * p.k_to.tiles + slot * p.frame_tiles + tile;
   }
+  __device__ int64_t cache_row(const Fp4KvParams& p, int tile_row) const {
+    return slot * p.frame_tokens + first_row() + tile_row;
+  }
+  // The rows that its mean is taken over, and whether one of them is a given row.
+  __device__ int sample(int i) const { return i * rows / static_cast<int>(kFp4Samples); }
+  __device__ bool is_sample(int tile_row) const {
+    const int i = (tile_row * static_cast<int>(kFp4Samples) + rows - 1) / rows;
+    return i < kFp4Samples && sample(i) == tile_row;
+  }
   __device__ int32_t first_row() const { return tile * static_cast<int32_t>(kFp4TileRows); }
 };
 
@@ -62,9 +71,9 @@ struct TileToken : norm_rope::GridToken<int32_t> {
 struct Place {
   int group, thread, vec, first_head;
 
-  __device__ explicit Place(const Fp4KvParams& p) {
-    group = static_cast<int>(threadIdx.x) / p.group_threads;
-    thread = static_cast<int>(threadIdx.x) - group * p.group_threads;
+  __device__ Place(const Fp4KvParams& p, int in_block) {
+    group = in_block / p.group_threads;
+    thread = in_block - group * p.group_threads;
     vec = thread % kFp4KvHeadVecs;
     first_head = thread / kFp4KvHeadVecs;
   }
@@ -72,6 +81,9 @@ struct Place {
     return first_head < p.pass_heads && head(p, i) < p.heads;
   }
   __device__ int head(const Fp4KvParams& p, int i) const { return first_head + i * p.pass_heads; }
+  __device__ int channel(const Fp4KvParams& p, int i) const {
+    return head(p, i) * kFp4KvDim + vec * 8;
+  }
   __device__ int warps(const Fp4KvParams& p) const { return p.group_threads / 32; }
 
   // All threads of the group have arrived.
@@ -81,13 +93,19 @@ struct Place {
 };
 
 template <int kVecs>
+__device__ void clear(Vec (&t)[kVecs]) {
+#pragma unroll
+  for (Vec& vec : t) vec.clear();
+}
+
+template <int kVecs>
 __device__ void load(Vec (&t)[kVecs], const Fp4KvParams& p, const Place& at, const PassRows& x,
                      const TileToken& token) {
   const char* from = x.data + norm_rope::row_offset(x, token.batch, token.token) +
                      at.first_head * x.head_stride + at.vec * Vec::kBytes;
+  clear(t);
 #pragma unroll
   for (int i = 0; i < kVecs; ++i) {
-    t[i].clear();
     if (at.has(p, i)) t[i].load_once(from);
     from += x.pass_stride;
   }

@@ -12,10 +12,10 @@
 
 namespace vidk {
 
-// A contiguous tensor of one dtype and shape.
-inline void check_fp4_cache(const char* op, const char* arg, const Tensor& x,
-                            const std::vector<int64_t>& sizes, const char* layout, ScalarType dtype,
-                            const std::string& expected, const Tensor& q) {
+// A contiguous tensor of one shape and dtype.
+inline void require_dense(const char* op, const char* arg, const Tensor& x,
+                          const std::vector<int64_t>& sizes, const char* layout, ScalarType dtype,
+                          const std::string& expected, const Tensor& q) {
   check_shaped(op, arg, x, sizes, layout);
   if (x.scalar_type() != dtype) fail(op, arg, "dtype " + dtype_of(x), "dtype " + expected);
   check_dense(op, arg, x);
@@ -81,21 +81,21 @@ inline Fp4Recipe check_qk_norm_rope_nvfp4_kv_write(
 
   const int64_t tiles = capacity / frame_tokens * fp4_tiles(frame_tokens);
   const std::string for_recipe = " for the recipe '" + name + "'";
-  check_fp4_cache(op, "k_codes", k_codes, {batch, heads, capacity, recipe.row_bytes(dim)},
-                  "[B, H, S_cap, bytes]", ScalarType::Byte, "uint8", q);
-  check_fp4_cache(op, "k_scales", k_scales,
-                  {batch, heads, tiles, recipe.row_scales(dim) / 4, 32, 4, 4},
-                  "[B, H, tiles of 128 rows, scales / 4, 32, 4, 4]",
-                  recipe.is_mxfp8() ? ScalarType::Float8_e8m0fnu : ScalarType::Float8_e4m3fn,
-                  (recipe.is_mxfp8() ? "float8_e8m0fnu" : "float8_e4m3fn") + for_recipe, q);
+  require_dense(op, "k_codes", k_codes, {batch, heads, capacity, recipe.row_bytes(dim)},
+                "[B, H, S_cap, bytes]", ScalarType::Byte, "uint8", q);
+  require_dense(op, "k_scales", k_scales,
+                {batch, heads, tiles, recipe.row_scales(dim) / 4, 32, 4, 4},
+                "[B, H, tiles of 128 rows, scales / 4, 32, 4, 4]",
+                recipe.is_mxfp8() ? ScalarType::Float8_e8m0fnu : ScalarType::Float8_e4m3fn,
+                (recipe.is_mxfp8() ? "float8_e8m0fnu" : "float8_e4m3fn") + for_recipe, q);
   if (recipe.mean && !k_mean) fail(op, "k_mean", "None", "a tensor" + for_recipe);
   if (!recipe.mean && k_mean) fail(op, "k_mean", "a tensor", "None" + for_recipe);
   if (k_mean) {
-    check_fp4_cache(op, "k_mean", *k_mean, {batch, heads, tiles, dim},
-                    "[B, H, tiles of 128 rows, D]", ScalarType::BFloat16, "bfloat16", q);
+    require_dense(op, "k_mean", *k_mean, {batch, heads, tiles, dim}, "[B, H, tiles of 128 rows, D]",
+                  ScalarType::BFloat16, "bfloat16", q);
   }
   if (perm) {
-    check_fp4_cache(op, "perm", *perm, {heads, dim}, "[H, D]", ScalarType::Int, "int32", q);
+    require_dense(op, "perm", *perm, {heads, dim}, "[H, D]", ScalarType::Int, "int32", q);
   }
 
   check_distinct_elements(op, "v_cache", v_cache);

@@ -10,9 +10,12 @@ namespace vidk {
 constexpr int kFp4KvDim = 128;                 // D
 constexpr int kFp4KvHeadVecs = kFp4KvDim / 8;  // vectors of 16 bytes in a head
 constexpr int kFp4KvPairs = kFp4KvDim / 2;     // of a head
+// Threads of a thread block, as registers suffice on every architecture: where the first kernel
+// finishes keys; of one vector each; of two.
 constexpr int kFp4KvMeansThreads = 768;
-constexpr int kFp4KvMaxThreads = 640;  // of a thread block
-constexpr int kFp4KvQuarters = 4;      // of a tile: rows that are 32 apart share sectors
+constexpr int kFp4KvMaxThreads = 576;
+constexpr int kFp4KvWideThreads = 512;
+constexpr int kFp4KvQuarters = 4;  // of a tile: rows that are 32 apart share sectors
 constexpr int kFp4KvQuarterRows = kFp4TileRows / kFp4KvQuarters;
 
 // Quantised rows of q, or of the cache; counts are bytes.
@@ -43,11 +46,12 @@ struct Fp4KvParams : NormRopeTokens {
   int32_t v_is_fp8;
   int32_t group_threads;
   int32_t groups;
-  int32_t part_rows;  // rows of each quarter that a thread block takes
-  int32_t parts;      // thread blocks that share a tile
-  // Shared memory of the second kernel: where, in bytes, the means, the order of channels, angles,
-  // the exchange and scales begin; and how many a row of scales and all of q's take.
-  int32_t means_at, perm_at, angles_at, exchange_at, stage_at;
+  int32_t part_rows;         // rows of each quarter that a thread block takes
+  int32_t parts;             // thread blocks that share a tile
+  int32_t samples_are_done;  // the first kernel writes the keys that it reads
+  // Shared memory: where, in bytes, weights of k, means, the order of channels, angles, the
+  // exchange and scales begin; and how many a row of scales and all of q's take.
+  int32_t weights_at, means_at, perm_at, angles_at, exchange_at, stage_at;
   int32_t stage_row_bytes, stage_bytes;
 };
 

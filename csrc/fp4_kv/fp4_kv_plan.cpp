@@ -53,6 +53,10 @@ void check_kernel_takes(const Fp4KvArgs& args) {
 struct GroupShape {
   int64_t vecs, pass_heads, threads;
 
+  int64_t most_groups() const {
+    return (vecs == 1 ? kFp4KvMaxThreads : kFp4KvWideThreads) / threads;
+  }
+
   explicit GroupShape(int64_t heads)
       : vecs(heads <= 16 ? 1 : 2),
         pass_heads(ceil_div(heads, vecs)),
@@ -101,27 +105,88 @@ Fp4KvParams params_of(const Fp4KvArgs& args, const GroupShape& shape) {
   return p;
 }
 
+// Parts of a thread block's shared memory, one behind the other.
+class SharedMemory {
+ public:
+  int32_t add(int64_t bytes) {
+    bytes_ += bytes;
+    return static_cast<int32_t>(bytes_ - bytes);
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+constexpr int64_t kFloat = sizeof(float);
+constexpr int64_t kAngleBytes = 2 * kFp4KvPairs * kFloat;  // of one token
+
+int64_t exchange_bytes(const Fp4KvParams& p) {
+  return p.perm == nullptr ? 0 : p.groups * p.group_threads * 8 * kFloat;
+}
+
 LaunchPlan plan_of(const std::string& kernel, const GroupShape& shape, int64_t blocks,
-                   int64_t shared_bytes, const Fp4KvParams& p) {
+                   const SharedMemory& shared, const Fp4KvParams& p) {
   LaunchPlan plan;
   plan.kernel = "vidk_fp4_kv_" + kernel + "_x" + std::to_string(shape.vecs);
   plan.grid[0] = static_cast<uint32_t>(blocks);
   plan.block[0] = static_cast<uint32_t>(p.groups * p.group_threads);
-  plan.shared_bytes = static_cast<uint32_t>(shared_bytes);
+  plan.shared_bytes = static_cast<uint32_t>(shared.bytes());
   plan.args.add(p);
   return plan;
 }
 
-const char* write_kernel(const Fp4Recipe& recipe) {
+std::string quantizer(const Fp4Recipe& recipe) {
   switch (recipe.scale) {
     case Fp4Scale::kPlain:
-      return "write_plain";
+      return "plain";
     case Fp4Scale::kMxfp8:
-      return "write_mxfp8";
+      return "mxfp8";
     case Fp4Scale::kFourOverSix:
       break;
   }
-  return recipe.cross > 0 ? "write_cross" : "write_46";
+  return recipe.cross > 0 ? "cross" : "46";
+}
+
+LaunchPlan plan_means(Fp4KvParams& p, const Fp4Recipe& recipe, const GroupShape& shape,
+                      int64_t tiles) {
+  constexpr int64_t kFours = kFp4Samples / 4;
+  const int64_t channels = p.heads * kFp4KvDim;
+  // Where each group has four of the rows and no more, their keys can be finished too.
+  p.samples_are_done = shape.vecs == 1 && kFours * shape.threads <= kFp4KvMeansThreads;
+  p.groups =
+      static_cast<int32_t>(p.samples_are_done ? kFours : std::min(kFours, shape.most_groups()));
+  SharedMemory shared;
+  shared.add(kFours * (channels + 32) * kFloat);
+  p.weights_at = shared.add(2 * channels);
+  p.angles_at = shared.add(4 * p.groups * kAngleBytes);
+  if (p.samples_are_done) {
+    p.means_at = shared.add(2 * channels);
+    p.exchange_at = shared.add(exchange_bytes(p));
+    p.stage_at = shared.add(kFp4Samples * p.stage_row_bytes);
+  }
+  return plan_of(p.samples_are_done ? "samples_" + quantizer(recipe) : "means", shape, tiles,
+                 shared, p);
+}
+
+LaunchPlan plan_write(Fp4KvParams& p, const Fp4Recipe& recipe, const GroupShape& shape,
+                      int64_t tiles) {
+  const int64_t channels = p.heads * kFp4KvDim;
+  p.groups = static_cast<int32_t>(std::min<int64_t>(8, shape.most_groups()));
+  // Weights and means are read once for all tokens of a thread block, which has more of them where
+  // keys are read twice.
+  p.part_rows = recipe.mean && !p.samples_are_done ? 12 : 8;
+  p.parts = static_cast<int32_t>(ceil_div(kFp4KvQuarterRows, p.part_rows));
+  SharedMemory shared;
+  shared.add(2 * channels);
+  p.weights_at = shared.add(2 * channels);
+  p.means_at = shared.add(recipe.mean ? 2 * channels : 0);
+  p.perm_at = shared.add(p.perm != nullptr ? channels : 0);
+  p.angles_at = shared.add(2 * p.groups * kAngleBytes);
+  p.exchange_at = shared.add(exchange_bytes(p));
+  p.stage_bytes = p.stage_row_bytes * p.part_rows * kFp4KvQuarters;
+  p.stage_at = shared.add(2 * p.stage_bytes);
+  return plan_of("write_" + quantizer(recipe), shape, tiles * p.parts, shared, p);
 }
 
 }  // namespace
@@ -130,40 +195,13 @@ Fp4KvPlans plan_qk_norm_rope_nvfp4_kv_write(const Fp4KvArgs& args) {
   if (args.q.empty()) return {};
   check_kernel_takes(args);
   const GroupShape shape(args.q.heads);
-  const int64_t channels = args.q.heads * kFp4KvDim;
-  const int64_t angles = 2 * kFp4KvPairs * int64_t{sizeof(float)};  // of one token
   Fp4KvParams p = params_of(args, shape);
-  const int64_t tiles = p.batch * p.frames * p.frame_tiles;
-  Fp4KvPlans plans;
-  if (args.recipe.mean) {
-    const int64_t fours = kFp4Samples / 4;
-    p.groups = static_cast<int32_t>(std::min(fours, kFp4KvMeansThreads / shape.threads));
-    plans.means =
-        plan_of("means", shape, tiles,
-                (fours * int64_t{sizeof(float)} + 2) * channels + 4 * p.groups * angles, p);
-  }
-
-  p.groups = static_cast<int32_t>(std::min<int64_t>(8, kFp4KvMaxThreads / shape.threads));
-  // Weights and means are read once for all tokens of a thread block: of narrow rows it takes more,
-  // as angles cost them more too.
-  p.part_rows = args.recipe.mean && args.q.heads < 24 ? 16 : 8;
-  p.parts = static_cast<int32_t>(ceil_div(kFp4KvQuarterRows, p.part_rows));
-  int64_t at = 4 * channels;
-  const auto reserve = [&](int64_t bytes) {
-    const int64_t begin = at;
-    at += bytes;
-    return static_cast<int32_t>(begin);
-  };
-  p.means_at = reserve(args.recipe.mean ? 2 * channels : 0);
-  p.perm_at = reserve(args.perm != nullptr ? channels : 0);
-  p.angles_at = reserve(p.groups * 2 * angles);
-  p.exchange_at =
-      reserve(args.perm != nullptr ? p.groups * p.group_threads * 8 * int64_t{sizeof(float)} : 0);
   // An odd number of words a row: neighbouring rows lie in different banks.
   p.stage_row_bytes = static_cast<int32_t>((p.heads * p.columns / 4 | 1) * 4);
-  p.stage_bytes = p.stage_row_bytes * p.part_rows * kFp4KvQuarters;
-  p.stage_at = reserve(2 * p.stage_bytes);
-  plans.write = plan_of(write_kernel(args.recipe), shape, tiles * p.parts, at, p);
+  const int64_t tiles = p.batch * p.frames * p.frame_tiles;
+  Fp4KvPlans plans;
+  if (args.recipe.mean) plans.means = plan_means(p, args.recipe, shape, tiles);
+  plans.write = plan_write(p, args.recipe, shape, tiles);
   return plans;
 }
 

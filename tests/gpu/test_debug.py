@@ -24,6 +24,8 @@ CASES = [
     ("kv_cache_write", 4, 4),  # named twice
     ("qk_norm_rope_kv_write", 6, 64),
     ("qk_norm_rope_kv_write", 7, 6),
+    ("qk_norm_rope_nvfp4_kv_write", 6, 64),
+    ("qk_norm_rope_nvfp4_kv_write", 7, 6),
     ("qk_norm_rope_pack", 6, 64),
     ("unpack_kv_write", 4, 6),
     ("unpack_kv_write", 4, 4),  # named twice

@@ -55,6 +55,9 @@ def options(op: str, dtype: torch.dtype = torch.float32) -> Args:
         "rope_3d": {"token_offset": 1, "slice_tokens": 4},
         "qk_norm_rope_pack": {"token_offset": 1, "slice_tokens": 4},
         "unpack_kv_write": {"slice_tokens": 3},
+        "qk_norm_rope_nvfp4_kv_write": {
+            "perm": torch.arange(128, dtype=torch.int32).flip(0).repeat(2, 1)
+        },
         "attention": {"scale": 0.3},
         "fp4_attention": {"scale": 0.3},
         "cross_attention": {"pad": "mask", "scale": 0.3},

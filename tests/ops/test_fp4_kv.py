@@ -325,6 +325,11 @@ def test_padding_of_q_is_zero() -> None:
 
 def test_rows_that_lie_far_apart() -> None:
     """64-bit offsets."""
-    block = Block(height=2, width=2, heads=2, batch=1)
+    block = Block(height=2, width=2, batch=1, layout="contiguous")
     q, k, v = block.qkv()
-    check(block, qkv=[far_apart(q, 1), far_apart(k, 2), v])
+    rest = (*block.weights(), EPS, *block.index())
+    near, far = block.caches(), block.caches()
+    expected = op(q, k, v, *rest, *near)
+    got = op(far_apart(q, 1), far_apart(k, 2), v, *rest, *far)
+    for mine, oracle in zip((*got, *given(far)), (*expected, *given(near)), strict=True):
+        assert_same_bits(mine, oracle)

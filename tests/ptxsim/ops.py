@@ -182,15 +182,15 @@ def qk_norm_rope_nvfp4_kv_write(
     tables = {"frame_pos": frame_pos, "time_freqs": time_freqs, "space_freqs": space_freqs}
     tables["frame_slot"] = frame_slot
     optional = {} if k_mean is None else {"k_mean": k_mean}
-    on.launch(means, ("k_mean",), k=k, k_weight=k_weight, **tables, **optional)
     if perm is not None:
         optional["perm"] = perm
+    keys = {"k": k, "k_weight": k_weight, "k_codes": k_codes, "k_scales": k_scales}
+    on.launch(means, ("k_mean", "k_codes", "k_scales"), **keys, **tables, **optional)
     if k_mean is not None:
         optional["out"] = Output(out)
     on.launch(
-        write, ("k_codes", "k_scales", "v_cache"), q=q, k=k, v=v, q_weight=q_weight,
-        k_weight=k_weight, **tables, **optional, codes=Output(codes), scales=Output(scales),
-        k_codes=k_codes, k_scales=k_scales, v_cache=v_cache,
+        write, ("k_codes", "k_scales", "v_cache"), q=q, v=v, q_weight=q_weight, **keys, **tables,
+        **optional, codes=Output(codes), scales=Output(scales), v_cache=v_cache,
     )  # fmt: skip
     return out, codes, scales
 

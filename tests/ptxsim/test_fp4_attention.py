@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -115,8 +116,8 @@ def test_nothing_to_do(empty: str) -> None:
 def test_all_architectures(arch: str) -> None:
     """Two slots of a tile and a remainder, NaN behind the valid keys; more keys than queries."""
     on = Sim(arch)
-    problem = random_problem("default", 50, 150, 2, heads=2)
+    problem = random_problem("default", 20, 150, 2)
     problem.spoilt(270).check(270, on)
     (kernel,) = on.kernels
-    assert f"_{KERNELS[on.device.capability]}_" in kernel
+    assert f"_{KERNELS[int(re.sub(r'[a-z_]', '', arch))]}_" in kernel
     assert not on.reports[0]["warnings"]

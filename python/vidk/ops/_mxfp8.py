@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidk.ops.fp4_attention import fp4_attention
 from vidk.ops.fp4_kv import qk_norm_rope_nvfp4_kv_write
 
 LIBRARY = torch.library.Library("vidk_mxfp8", "DEF")
@@ -77,8 +76,9 @@ def _attention(
     frame_tokens: int,
 ) -> Tensor:
     scales = (q_scales.view(_SCALES), k_scales.view(_SCALES))
-    out = fp4_attention(q_codes, scales[0], k_codes, scales[1], v_cache, kv_len, frame_tokens)
-    assert isinstance(out, Tensor)
+    out, _ = torch.ops.vidk.fp4_attention(
+        q_codes, scales[0], k_codes, scales[1], v_cache, kv_len, frame_tokens
+    )
     return out
 
 

@@ -195,13 +195,8 @@ def _nvfp4_quantize_sample(shape: BlockShape, *args: Any) -> Args:
     return (_Sampler(_whole_scales(shape), *args).qkv()[0],), {}
 
 
-def _whole_tiles(shape: BlockShape) -> BlockShape:
-    """Return the shape with a head dim of whole tiles of NVFP4 scales."""
-    return replace(shape, head_dim=-(-shape.head_dim // 64) * 64)
-
-
 def _fp4_kv_sample(shape: BlockShape, *args: Any) -> Args:
-    shape = _whole_tiles(shape)
+    shape = _heads_of_128(shape)
     values, _ = _norm_rope_sample(shape, *args)
     *rest, _, v_cache = values
     b, capacity, h, dim = v_cache.shape
@@ -278,7 +273,7 @@ def _nvfp4_quantize_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
 
 def _fp4_kv_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
     """Return the floor of the default recipe: q is returned, and keys have means."""
-    shape = _whole_tiles(shape)
+    shape = _heads_of_128(shape)
     n = _block_bytes(shape, dtype)
     elements = n // dtype.itemsize
     rows = 2 * (elements // 2 + elements // nvfp4.BLOCK)

@@ -137,11 +137,3 @@ def unswizzled(scales: Tensor, rows: int, slots: int = 1) -> Tensor:
     """Return scales row by row, `[B, H, slots * rows, columns]`, of `[B, H, tiles, ...]`."""
     per_slot = scales.unflatten(2, (slots, -1))
     return nvfp4.unswizzle_scales(per_slot, rows, 4 * scales.size(3)).flatten(2, 3)
-
-
-def __getattr__(name: str) -> object:  # TEMPORARY: its place is vidk.reference
-    if name == "fp4_attention":
-        from vidk.reference.fp4_attention import fp4_attention
-
-        return fp4_attention
-    raise AttributeError(name)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vidk.reference import fp4
 
@@ -44,3 +45,33 @@ def fp4_attention(
     logits = logits * scale
     out = torch.einsum("bhst,bthd->bshd", logits.softmax(-1), v_cache[:, :n].double())
     return out.to(dtype).contiguous(), logits.logsumexp(-1).float()
+
+
+def fp4_attention_public(
+    q_codes: Tensor,
+    q_scales: Tensor,
+    k_codes: Tensor,
+    k_scales: Tensor,
+    v_cache: Tensor,
+    end: int,
+    frame_tokens: int,
+    q: Tensor,
+    k_mean: Tensor,
+) -> Tensor:
+    """Decode q and the keys, and attend through the library's attention.
+
+    The term of the means is that of further columns, q itself against the mean of each key; values
+    get as many of zeros, which the library wants.
+    """
+    slots = k_codes.size(2) // frame_tokens
+    token = torch.arange(end, device=q.device)
+    tile = token // frame_tokens * fp4.tiles_of(frame_tokens) + token % frame_tokens // fp4.TILE
+    q_rows = fp4.decode_rows(q_codes, fp4.unswizzled(q_scales, q.size(1))).to(q.dtype)
+    k_rows = fp4.decode_rows(k_codes, fp4.unswizzled(k_scales, frame_tokens, slots)).to(q.dtype)
+    queries = torch.cat([q_rows, q.transpose(1, 2)], -1)
+    keys = torch.cat([k_rows[:, :, :end], k_mean.to(q.dtype)[:, :, tile]], -1)
+    v = v_cache[:, :end].transpose(1, 2).to(q.dtype)
+    values = F.pad(v, (0, keys.size(-1) - v.size(-1)))
+    scale = 1 / math.sqrt(v.size(-1))
+    out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+    return out[..., : v.size(-1)].transpose(1, 2).contiguous()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from vidk.reference import nvfp4
-from vidk.reference.fp4 import RECIPES, encode_slots, fp4_quantize, tiles_of
+from vidk.reference.fp4 import RECIPES, TILE, encode_slots, fp4_quantize, key_means, tiles_of
 from vidk.reference.norm_rope import rms_norm
-from vidk.reference.rope import rope_3d
+from vidk.reference.rope import rope_3d, rope_3d_public
 
 
 def qk_norm_rope_nvfp4_kv_write(
@@ -54,3 +54,40 @@ def qk_norm_rope_nvfp4_kv_write(
         v_cache.view(v.dtype)[:, tokens] = v[:, i * rows : (i + 1) * rows]
     q_codes, q_scales, _ = fp4_quantize(q, role="q", recipe=recipe, perm=perm)
     return q if RECIPES[recipe].mean else q[:, :0], q_codes, q_scales
+
+
+def qk_norm_rope_nvfp4_kv_write_public(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    freqs: Tensor,
+    start_frame: int,
+    grid: tuple[int, int, int],
+    k_codes: Tensor,
+    k_scales: Tensor,
+    k_mean: Tensor,
+    v_cache: Tensor,
+    row: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The default recipe by library ops: norm, complex128 RoPE, quantisation, slice copies."""
+    q, k = (
+        rope_3d_public(rms_norm(x.flatten(2), w, eps).view(x.shape), freqs, start_frame, grid)
+        for x, w in ((q, q_weight), (k, k_weight))
+    )
+    rows = grid[1] * grid[2]
+    slots = k.unflatten(1, (-1, rows)).permute(0, 3, 1, 2, 4).float()
+    mean = key_means(slots)
+    slots = slots - mean.float().repeat_interleave(TILE, -2)[..., :rows, :]
+    codes, scales = nvfp4.nvfp4_quantize_public(slots)
+    q_codes, q_scales = nvfp4.nvfp4_quantize_public(q.transpose(1, 2))
+    tokens = slice(row, row + k.size(1))
+    first = row // rows * tiles_of(rows)
+    tiles = slice(first, first + mean.size(2) * mean.size(3))
+    k_codes[:, :, tokens] = codes.flatten(2, 3)
+    k_scales[:, :, tiles] = nvfp4.swizzle_scales(scales).flatten(2, 3)
+    k_mean[:, :, tiles] = mean.flatten(2, 3)
+    v_cache[:, tokens] = v
+    return q, q_codes, nvfp4.swizzle_scales(q_scales)
