@@ -39,7 +39,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("nonsense",), "vidk: COMMAND: got nonsense, expected generate, bench, env, convert or plan"),
+        (
+            ("nonsense",),
+            "vidk: COMMAND: got nonsense, expected generate, bench, env, convert or plan",
+        ),
         (("--sed",), "vidk: --sed: got an unknown argument, expected one of vidk -h"),
         (
             ("env", "--jsn"),
