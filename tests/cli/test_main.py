@@ -41,7 +41,7 @@ def test_version(capsys):
     [
         (
             ("nonsense",),
-            "vidk: COMMAND: got nonsense, expected generate, eval, bench, env or convert",
+            "vidk: COMMAND: got nonsense, expected generate, eval, bench, env, convert or plan",
         ),
         (("--sed",), "vidk: --sed: got an unknown argument, expected one of vidk -h"),
         (

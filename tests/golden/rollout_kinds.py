@@ -63,6 +63,8 @@ def check_attention(golden: Golden) -> None:
 class _Sizes:
     """What `CausalWan.new_cache` needs of a model."""
 
+    exchange = None
+
     def __init__(self, config: WanConfig) -> None:
         self.config = config
         self.patch_embedding = torch.nn.Linear(1, 1)

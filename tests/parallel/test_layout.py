@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+
 from vidk.models import CONFIGS
 from vidk.parallel import Layout, choose_sharding
 from vidk.parallel.layout import KINDS

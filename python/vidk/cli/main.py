@@ -15,7 +15,9 @@ import torch
 from vidk._version import __version__
 from vidk.cli.values import either, explain, wrong
 
-COMMANDS = ("generate", "eval", "bench", "env", "convert")
+COMMANDS = ("generate", "eval", "bench", "env", "convert", "plan")
+# `vidk.cli.plan` is what a run of `generate` will do.
+_MODULES = {"plan": "scaling"}
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 # What argparse says, in the words of vidk: got, expected.
@@ -81,7 +83,8 @@ def _parser(names: Sequence[str]) -> tuple[Parser, argparse._SubParsersAction[An
     parser.add_argument("--version", action="version", version=f"vidk {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name in names:
-        importlib.import_module(f"vidk.cli.{name}").add_parser(commands)
+        module = importlib.import_module(f"vidk.cli.{_MODULES.get(name, name)}")
+        module.add_parser(commands)
     return parser, commands
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vidk._version import __version__
 from vidk.cli import values
-from vidk.cli.plan import Plan
 from vidk.cli.values import OptionError, option
 from vidk.models.config import WanConfig
 from vidk.parallel.launch import Place, World
 from vidk.parallel.layout import KINDS
 from vidk.parallel.planner import PATTERNS, Sharding, choose_sharding
+
+if TYPE_CHECKING:
+    from vidk.cli.plan import Plan
 
 # May differ from rank to rank, as machines do.
 _OWN = ("run", "command", "device", "threads", "out", "json")

@@ -125,10 +125,11 @@ class Sharding:
             else "contiguous tokens"
         )
         own = f"{self.heads // self.head_ranks} of {self.heads} heads"
+        needed = self.heads % self.ranks != 0
+        why = f", since {self.ranks} does not divide {self.heads}" if needed else ""
         pattern = {
             "heads": own,
-            "hybrid": f"{own} for 1 of {self.token_ranks} parts of the queries, since "
-            f"{self.ranks} does not divide {self.heads}",
+            "hybrid": f"{own} for 1 of {self.token_ranks} parts of the queries{why}",
             "gather": "all heads for its own queries, k and v gathered",
         }[self.pattern]
         return (
