@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from vidk import cache_kinds
 from vidk.models import CONFIGS, CausalWan, wan
 from vidk.models.flops import forward_flops
 
@@ -24,7 +25,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_the_same_as_torch_counts(monkeypatch, frames, start, clean):
     # torch counts plain matrix products, so attention is that here, over the same keys.
     monkeypatch.setattr(
-        wan, "attention", lambda q, k, v, n: plain(q, k[:, : int(n)], v[:, : int(n)])
+        cache_kinds, "attention", lambda q, k, v, n: plain(q, k[:, : int(n)], v[:, : int(n)])
     )
     keys = TEXT + 1
     monkeypatch.setattr(
