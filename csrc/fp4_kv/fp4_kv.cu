@@ -223,6 +223,7 @@ VIDK_KERNEL(vidk_fp4_kv_write_cross_x1, Fp4KvParams, (kFp4KvMaxThreads, 1),
             fp4_kv::write_tokens<k46, true, 1>)
 VIDK_KERNEL(vidk_fp4_kv_write_cross_x2, Fp4KvParams, (kFp4KvWideThreads, 1),
             fp4_kv::write_tokens<k46, true, 2>)
+// With the bound that the others have, ptxas spills for sm_100a.
 VIDK_KERNEL(vidk_fp4_kv_write_mxfp8_x1, Fp4KvParams, (kFp4KvMaxThreads + 64, 1),
             fp4_kv::write_tokens<kMxfp8, false, 1>)
 VIDK_KERNEL(vidk_fp4_kv_write_mxfp8_x2, Fp4KvParams, (kFp4KvWideThreads, 1),

@@ -14,6 +14,7 @@ import pytest
 from vidk.ops import _check
 from vidk.ops.registry import OPS
 
+from . import test_fp4_quantize
 from .error_checks import valid
 from .error_rows import ROWS
 from .test_errors import call, faked
@@ -73,6 +74,11 @@ def check_calls(path: Path) -> Iterator[ast.Call]:
 def test_every_check_in_python_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those too that no valid sample reaches, such as the check of an optional argument."""
     sites = {site for _, _, site in failed_in_table(monkeypatch)}
+    with recorded(monkeypatch) as seen:
+        for change, _ in test_fp4_quantize.ERRORS:
+            with pytest.raises(RuntimeError):
+                test_fp4_quantize.call_wrongly(change)
+    sites |= {site for _, _, site, held in seen if not held}
     calls = [
         (p, c) for p in sorted(Path(_check.__file__).parent.glob("*.py")) for c in check_calls(p)
     ]
