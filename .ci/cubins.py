@@ -78,6 +78,29 @@ PROMISES = (
     Promise(r"vidk_attention_sm80_\w+", r"\w+", r"HMMA\.\S+", True, "tensor cores"),
     Promise(r"vidk_attention_sm80_\w+", r"\w+", r"LDGSTS\.\S*128\S*", True, "16-byte cp.async"),
     Promise(r"vidk_attention_sm80_\w+", r"\w+", r"LDSM\.\S+", True, "ldmatrix"),
+    Promise(
+        r"vidk_fp4_attention_sm120_nvfp4_\w+", "sm_120f", r"OMMA\.SF\..*", True, "FP4 products"
+    ),
+    Promise(r"vidk_fp4_attention_sm120_\w+_e4m3", "sm_120f", r"QMMA\.SF\..*", True, "FP8 products"),
+    Promise(r"vidk_fp4_attention_sm120_\w+", "sm_120f", r"LDGSTS\.\S*128\S*", True, "cp.async"),
+    Promise(
+        r"vidk_fp4_attention_sm100_nvfp4_\w+",
+        r"sm_10[03]a",
+        r"UTCOMMA\.(4X|BLOCK16).*",
+        True,
+        "FP4 products",
+    ),
+    Promise(
+        r"vidk_fp4_attention_sm100_(mxfp8_\w+|\w+_e4m3)",
+        r"sm_10[03]a",
+        r"UTCQMMA.*",
+        True,
+        "FP8 products",
+    ),
+    Promise(r"vidk_fp4_attention_sm100_\w+", r"sm_10[03]a", r"UTMALDG\.5D", True, "TMA loads"),
+    Promise(r"vidk_fp4_attention_sm90_\w+", "sm_90a", r"HGMMA\.\S+", True, "WGMMA tensor cores"),
+    Promise(r"vidk_fp4_attention_portable_\w+", r"\w+", r"HMMA\.\S+", True, "tensor cores"),
+    Promise(r"vidk_fp4_attention_portable_\w+", r"\w+", r"LDSM\.\S+", True, "ldmatrix"),
 )
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from tests.ptxsim import ops  # noqa: E402
 
 from vidk.bench.cases import SHAPES  # noqa: E402
-from vidk.ops.registry import OPS, BlockShape, Cost  # noqa: E402
+from vidk.ops.registry import OPS, Args, BlockShape, Cost  # noqa: E402
 
 PAGE = ROOT / "docs" / "simulated.md"
 DTYPE = torch.bfloat16
@@ -41,21 +41,25 @@ class Gpu:
     clock: float
     bandwidth: float  # GB/s
     tensor: float  # TFLOP/s, dense, 16-bit operands, float32 accumulation
+    fp4: float | None = None  # the same of block-scaled FP4, where it exists
 
 
 GPUS = (
     Gpu("A100 80 GB SXM", "sm_80", 108, 1.41, 2039, 312),
     Gpu("H200 SXM", "sm_90a", 132, 1.98, 4800, 989),
-    Gpu("B200", "sm_100a", 148, 1.97, 8000, 2250),
-    Gpu("RTX 5090", "sm_120a", 170, 2.41, 1792, 210),
+    Gpu("B200", "sm_100a", 148, 1.97, 8000, 2250, 9000),
+    Gpu("RTX 5090", "sm_120a", 170, 2.41, 1792, 210, 1676),
 )
 SCHEDULERS = 4  # of a multiprocessor: each issues one warp instruction a clock
 SPECIAL_LANES = 16  # of a multiprocessor: ex2, rcp, rsqrt a clock
 
 
+QUERIES = 256  # of one head, that the attentions are executed on: two or four tiles
+
+
 @dataclass(frozen=True)
 class Case:
-    """An op at a model's size. Attention runs on two heads' worth of queries and is scaled up."""
+    """An op at a model's size, and what is executed of it: attentions are scaled up."""
 
     op: str
     model: str
@@ -69,9 +73,13 @@ class Case:
 
     @property
     def factor(self) -> float:
-        """Full size over simulated size, in heads and queries."""
+        """Full size over simulated size, in heads, queries and keys."""
         full, part = self.shape, self.simulated
-        return full.heads * full.tokens / (part.heads * part.tokens)
+        return full.heads * full.tokens * _keys(full) / (part.heads * part.tokens * _keys(part))
+
+
+def _keys(shape: BlockShape) -> float:
+    return shape.kv_frames * shape.frame_tokens
 
 
 def cases() -> Iterator[Case]:
@@ -80,11 +88,15 @@ def cases() -> Iterator[Case]:
         shape = SHAPES[model].block
         for name in OPS:
             part = shape
-            if OPS[name].family == "attention":
+            if OPS[name].family in ("attention", "fp4_attention"):
                 # The grid is queries x heads, all blocks alike: two tiles of queries of one head.
-                part = replace(shape, heads=1, frames=1, height=1, width=256)
-                rows = shape.kv_frames * shape.frame_tokens
-                part = replace(part, cache_frames=rows // 256 + 1, kv_frames=1)
+                # FP4 keys come in frames, all alike: one of them.
+                keys = shape.frame_tokens if name == "fp4_attention" else int(_keys(shape))
+                part = replace(
+                    shape, heads=1, frames=1, height=1, width=QUERIES, kv_frames=keys / QUERIES
+                )
+            elif OPS[name].family == "fp4_kv":
+                part = replace(shape, frames=1)
             yield Case(name, model, shape, part)
 
 
@@ -111,28 +123,68 @@ class Row:
         return self.times[what], what
 
 
+def _arguments(op: str, part: BlockShape, frame_tokens: int) -> Args:
+    """Return the arguments of what is executed; attentions get their keys and few queries."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(shape: BlockShape) -> Args:
+        return OPS[op].sample(shape, DTYPE, "cpu", generator)
+
+    keys = int(_keys(part))
+    if op == "attention":
+        frames = keys // QUERIES + 1
+        args, kwargs = sample(replace(part, cache_frames=frames, kv_frames=frames - 1))
+        args[3].fill_(keys)
+    elif op == "fp4_attention":
+        one_frame = {"cache_frames": 1, "kv_frames": 1}
+        args, kwargs = sample(replace(part, width=frame_tokens, **one_frame))
+        q_codes, q_scales, *rest = args
+        tiles = q_scales[:, :, : QUERIES // 128]
+        args = (q_codes[:, :, :QUERIES].contiguous(), tiles.contiguous(), *rest)
+        kwargs = kwargs | {"q": kwargs["q"][:, :QUERIES]}
+    else:
+        args, kwargs = sample(part)
+    return args, kwargs
+
+
+@functools.cache
+def _executed(
+    op: str, part: BlockShape, frame_tokens: int, arch: str
+) -> tuple[str, dict[str, Any]]:
+    """Execute an op and return its kernels and what was counted in all of them."""
+    args, kwargs = _arguments(op, part, frame_tokens)
+    on = ops.Sim(arch, {"checks": False})
+    getattr(ops, op)(on, *args, **kwargs)
+    names = [name.removeprefix("vidk_") for name in on.kernels]
+    return ", ".join(names), functools.reduce(_added, on.reports)
+
+
+def _added(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of two launches, one after the other."""
+    added = {
+        name: _added(x, two[name]) if isinstance(x, dict) else x + two[name]
+        for name, x in one.items()
+        if name in two and x is not None
+    }
+    return one | two | added
+
+
 @functools.cache
 def simulate(case: Case, gpu: Gpu) -> Row:
     """Execute a case's kernel for a GPU's architecture."""
-    generator = torch.Generator().manual_seed(0)
-    args, kwargs = OPS[case.op].sample(case.simulated, DTYPE, "cpu", generator)
-    if case.op == "attention":
-        args[3].fill_(case.shape.kv_frames * case.shape.frame_tokens)
-    on = ops.Sim(gpu.arch, {"checks": False})
-    getattr(ops, case.op)(on, *args, **kwargs)
-    (kernel,), (r,) = on.kernels, on.reports
-    return _row(case, gpu, kernel, r)
+    executed = _executed(case.op, case.simulated, case.shape.frame_tokens, gpu.arch)
+    return _row(case, gpu, *executed)
+
+
+def _tensor_time(case: Case, gpu: Gpu, flops: float) -> float:
+    """Return microseconds at peak; the default recipe has half of its FLOPs in FP4."""
+    fp4 = 0.5 if case.op == "fp4_attention" and gpu.fp4 else 0.0
+    return flops * (fp4 / (gpu.fp4 or gpu.tensor) + (1 - fp4) / gpu.tensor) / 1e6
 
 
 def _row(case: Case, gpu: Gpu, kernel: str, r: dict[str, Any]) -> Row:
     scale = case.factor
     part = OPS[case.op].cost(case.simulated, DTYPE)
-    if case.op == "attention":
-        rows = case.shape.kv_frames * case.shape.frame_tokens
-        part = OPS[case.op].cost(
-            replace(case.simulated, kv_frames=rows / case.simulated.frame_tokens),  # type: ignore[arg-type]
-            DTYPE,
-        )
     sectors = 32 * (r["global_load"]["sectors"] + r["global_store"]["sectors"])
     asked = r["global_load"]["bytes"] + r["global_store"]["bytes"]
     bulk = r["bulk_read_bytes"] + r["bulk_written_bytes"]
@@ -145,7 +197,7 @@ def _row(case: Case, gpu: Gpu, kernel: str, r: dict[str, Any]) -> Row:
     per_clock = 1e3 * gpu.sms * gpu.clock  # multiprocessor clocks in a microsecond
     times = {
         "memory": unique / gpu.bandwidth / 1e3,
-        "tensor cores": flops / gpu.tensor / 1e6,
+        "tensor cores": _tensor_time(case, gpu, flops),
         "issue": warps / SCHEDULERS / per_clock,
         "special functions": scale * r["special"] / SPECIAL_LANES / per_clock,
         "shared memory": scale * wavefronts / per_clock,
@@ -169,12 +221,13 @@ INTRO = """# What the GPU kernels do, counted
 
 Written by `python bench/simulate.py --write`: the PTX of each kernel in the wheel is executed by
 the simulator in `tests/ptxsim` at full size (one block of 3 latent frames at 480 x 832, bfloat16, a
-cache of 6 frames) and everything is counted. The attentions run on one head and 256 queries, and
-are scaled: their thread blocks are all alike.
+cache of 6 frames) and everything is counted. Attention is run on one head and 256 queries, the one
+on FP4 keys on one frame of them, the write of FP4 keys on one frame, and scaled: thread blocks, and
+frames, are all alike.
 
 - *traffic*: bytes that leave the first-level cache for global memory (32-byte sectors of every warp
   access, and bulk copies), over the op's minimum: each input read once, each output written once.
-  The minimum of attention counts keys and values once for the 256 queries simulated.
+  The minimum of an attention counts keys and values once for the 256 queries simulated.
 - *sectors*: share of the sectors' bytes that the kernel asked for.
 - *banks*: shared-memory wavefronts over what they would be without bank conflicts.
 - *instructions*: warp instructions of PTX, in millions.
@@ -187,8 +240,9 @@ are scaled: their thread blocks are all alike.
 A floor is a prediction, no measurement: caches, latency and launch come on top. Issue is an
 estimate, because PTX is not machine code: ptxas fuses some instructions and adds others. Attention
 reads keys and values once for every tile of queries; its memory time supposes that the second-level
-cache serves all but the first. Where the `sm80` attention kernel runs on a newer GPU, the
-tensor time is still at the peak of the newer instructions, which that kernel cannot reach.
+cache serves all but the first. `fp4_attention` is of the default recipe; half of its FLOPs are at
+the peak of block-scaled FP4 where a GPU has that. Where the `sm80` attention kernel runs on a newer
+GPU, the tensor time is still at the peak of the newer instructions, which that kernel cannot reach.
 """
 
 
@@ -206,9 +260,8 @@ def table(rows: list[Row]) -> str:
     ]
     for row in rows:
         time, cause = row.floor
-        kernel = row.kernel.removeprefix("vidk_")
         lines.append(
-            f"| `{row.case.op}` | {row.case.model.split('-')[0].upper()} | `{kernel}` | "
+            f"| `{row.case.op}` | {row.case.model.split('-')[0].upper()} | `{row.kernel}` | "
             f"{_digits(row.traffic)} | {100 * row.efficiency:.1f} % | {row.conflicts:.2f} | "
             f"{_digits(row.instructions / 1e6)} | {row.flops / 1e12:.2f} | "
             f"{_digits(time)} µs, {cause} |"

@@ -1,7 +1,8 @@
 # Device code in the CUDA object: one fatbin per source, embedded as data and loaded by name at run
 # time (csrc/common/launch_cuda.cpp). The sources are CUDA C++ (csrc/*/*.cu), compiled for every
-# architecture of VIDK_CUDA_ARCHS, and PTX that the TileLang exporter wrote
-# (kernels/ptx/<kernel>.sm_<target>.ptx), assembled for those architectures that have no better file.
+# architecture of VIDK_CUDA_ARCHS, or for those of them that a line `// VIDK_ARCHS 100a 120f` of the
+# source names, and PTX that the TileLang exporter wrote (kernels/ptx/<kernel>.sm_<target>.ptx),
+# assembled for those architectures that have no better file.
 
 # The number of an architecture such as 90a.
 function(arch_number out arch)
@@ -48,6 +49,30 @@ function(ptx_gencode out target targets)
   set(${out} "${options}" PARENT_SCOPE)
 endfunction()
 
+# -gencode options of a CUDA source that names its targets. An exact target such as 100a serves the
+# architecture of that name, a family such as 120f all of one major version that are not older: one
+# image for several. Empty if none of VIDK_CUDA_ARCHS is served.
+function(named_gencode out targets)
+  set(options "")
+  foreach(target IN LISTS targets)
+    arch_number(target_n ${target})
+    math(EXPR family "${target_n} / 10")
+    foreach(arch IN LISTS VIDK_CUDA_ARCHS)
+      if(arch MATCHES "-virtual$")
+        continue()
+      endif()
+      arch_number(arch_n ${arch})
+      math(EXPR arch_family "${arch_n} / 10")
+      if(arch STREQUAL target OR (target MATCHES "f$" AND arch_family EQUAL family AND
+                                  arch_n GREATER_EQUAL target_n))
+        list(APPEND options -gencode arch=compute_${target},code=sm_${target})
+        break()
+      endif()
+    endforeach()
+  endforeach()
+  set(${out} "${options}" PARENT_SCOPE)
+endfunction()
+
 set(device_code_dir "${PROJECT_BINARY_DIR}/device_code")
 set(device_code_text "")   # the generated source
 set(device_code_table "")  # its table
@@ -90,7 +115,17 @@ endfunction()
 file(GLOB cu_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/csrc/*/*.cu")
 foreach(source IN LISTS cu_sources)
   get_filename_component(name "${source}" NAME_WE)
-  add_device_code(${name} "${source}" "^VIDK_KERNEL\\(([A-Za-z0-9_]+)," ${gencode})
+  set(options ${gencode})
+  file(STRINGS "${source}" named REGEX "^// VIDK_ARCHS ")
+  if(named)
+    string(REGEX MATCHALL "[0-9]+[af]" targets "${named}")
+    named_gencode(options "${targets}")
+  endif()
+  if(options)
+    add_device_code(${name} "${source}" "^VIDK_KERNEL\\(([A-Za-z0-9_]+)," ${options})
+  else()
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${source}")
+  endif()
 endforeach()
 
 file(GLOB ptx_sources CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/kernels/ptx/*.ptx")

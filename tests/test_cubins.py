@@ -21,6 +21,16 @@ CODE = {
     ("vidk_norm_rope_bf16_x1", "sm_120a"): ("LDG.E.128", "STG.E.128"),
     ("vidk_attention_sm80_bf16_d128", "sm_80"): ATTENTION,
     ("vidk_attention_sm90_bf16_d128", "sm_90a"): ("UTMALDG.4D", "HGMMA.64x176x16.F32.BF16"),
+    ("vidk_fp4_attention_sm120_nvfp4_d128_e4m3", "sm_120f"): (
+        "LDGSTS.E.BYPASS.128",
+        "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X",
+        "QMMA.SF.16832.F32.E4M3.E4M3.E8",
+    ),
+    ("vidk_fp4_attention_sm100_nvfp4_d128_e4m3", "sm_100a"): (
+        "UTMALDG.5D",
+        "UTCOMMA.4X",
+        "UTCQMMA",
+    ),
 }
 
 

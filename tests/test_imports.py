@@ -17,6 +17,7 @@ ORDER = [
     {"reference"},
     {"rope"},
     {"ops"},
+    {"cache_kinds"},
     {"cache"},
     {"media"},
     {"models"},

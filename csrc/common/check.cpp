@@ -25,6 +25,13 @@ bool is_float(const Tensor& x) {
 
 std::string number(int64_t n) { return std::to_string(n); }
 
+template <class Sizes>
+std::string list_of(const Sizes& sizes) {
+  std::string text = "[";
+  for (const int64_t n : sizes) text += (text.size() > 1 ? ", " : "") + number(n);
+  return text + "]";
+}
+
 void check_freq_table(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
                       const Tensor& ref) {
   if (!(x.dim() == 3 && x.size(2) == 2)) {
@@ -40,11 +47,7 @@ void check_freq_table(const char* op, const char* arg, const Tensor& x, const ch
 
 }  // namespace
 
-std::string shape_of(const Tensor& x) {
-  std::string text = "[";
-  for (int64_t n : x.sizes()) text += (text.size() > 1 ? ", " : "") + number(n);
-  return text + "]";
-}
+std::string shape_of(const Tensor& x) { return list_of(x.sizes()); }
 
 std::string dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -144,9 +147,28 @@ void check_floating(const char* op, const char* arg, const Tensor& x) {
 void check_activation(const char* op, const char* arg, const Tensor& x) {
   if (x.dim() != 4) fail(op, arg, "shape " + shape_of(x), "4 dimensions [B, S, H, D]");
   check_floating(op, arg, x);
+  check_unit_stride(op, arg, x);
+}
+
+void check_unit_stride(const char* op, const char* arg, const Tensor& x) {
   if (!(x.size(3) <= 1 || x.stride(3) == 1)) {
     fail(op, arg, "stride " + number(x.stride(3)) + " in the last dimension", "stride 1",
          "call .contiguous()");
+  }
+}
+
+void check_shaped(const char* op, const char* arg, const Tensor& x,
+                  const std::vector<int64_t>& sizes, const char* what) {
+  if (x.dim() == static_cast<int64_t>(sizes.size()) &&
+      std::equal(sizes.begin(), sizes.end(), x.sizes().begin())) {
+    return;
+  }
+  fail(op, arg, "shape " + shape_of(x), std::string(what) + " = " + list_of(sizes));
+}
+
+void check_dense(const char* op, const char* arg, const Tensor& x) {
+  if (!x.is_contiguous()) {
+    fail(op, arg, "a strided tensor", "a contiguous one", "call .contiguous()");
   }
 }
 
@@ -270,9 +292,22 @@ static ByteView memory_of(const Tensor& x) {
 
 void check_disjoint(const char* op, const char* arg, const Tensor& written, const char* other_arg,
                     const Tensor& other) {
-  if (!disjoint(byte_view(written), memory_of(other))) {
+  if (!disjoint(memory_of(written), memory_of(other))) {
     fail(op, arg, std::string("memory that overlaps ") + other_arg, "separate memory",
          std::string("call .clone() on ") + other_arg);
+  }
+}
+
+void check_memory(const char* op, std::initializer_list<NamedTensor> written,
+                  std::initializer_list<NamedTensor> read) {
+  for (const NamedTensor* w = written.begin(); w != written.end(); ++w) {
+    if (w->x == nullptr) continue;
+    for (const NamedTensor* other = written.begin(); other != w; ++other) {
+      if (other->x != nullptr) check_disjoint(op, w->arg, *w->x, other->arg, *other->x);
+    }
+    for (const NamedTensor& other : read) {
+      if (other.x != nullptr) check_disjoint(op, w->arg, *w->x, other.arg, *other.x);
+    }
   }
 }
 

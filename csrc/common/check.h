@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
+#include <vector>
 
 #include "common/element.h"
 #include "common/error.h"
@@ -26,6 +28,10 @@ std::string float_of(double value);
 // Checks of one tensor, named as in _check.py.
 void check_floating(const char* op, const char* arg, const Tensor& x);
 void check_activation(const char* op, const char* arg, const Tensor& x);
+void check_unit_stride(const char* op, const char* arg, const Tensor& x);
+void check_shaped(const char* op, const char* arg, const Tensor& x,
+                  const std::vector<int64_t>& sizes, const char* what);
+void check_dense(const char* op, const char* arg, const Tensor& x);
 void check_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
                 const Tensor& ref);
 void check_shaped_like(const char* op, const char* arg, const Tensor& x, const char* ref_arg,
@@ -48,6 +54,15 @@ void check_distinct_elements(const char* op, const char* arg, const Tensor& x);
 // A tensor that is written to shares no memory with another.
 void check_disjoint(const char* op, const char* arg, const Tensor& written, const char* other_arg,
                     const Tensor& other);
+
+// A tensor by its name; null: one that is not given.
+struct NamedTensor {
+  const char* arg;
+  const Tensor* x;
+};
+// The tensors that are written share no memory with each other nor with those that are read.
+void check_memory(const char* op, std::initializer_list<NamedTensor> written,
+                  std::initializer_list<NamedTensor> read);
 
 // Host data. `frames` is how many leading entries the block uses; later ones are never read.
 void check_slots(const char* op, const int32_t* frame_slot, int64_t tokens, int64_t frame_tokens,

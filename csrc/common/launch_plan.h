@@ -35,6 +35,10 @@ struct TensorMap {
 // Encoded, it is this large, and aligned so in code compiled with CUDA 13 (`.param .align 128`).
 constexpr size_t kTensorMapBytes = 128;
 constexpr size_t kTensorMapAlign = 128;
+// Its place in a struct of parameters.
+struct alignas(kTensorMapAlign) DeviceTensorMap {
+  unsigned char bytes[kTensorMapBytes];
+};
 
 // The kernel's parameters as one block of bytes, each at the next offset that its alignment allows:
 // the layout of PTX `.param` space. Tensor maps leave a gap that is filled at launch.
@@ -48,6 +52,11 @@ class KernelArgs {
   }
   void add(const TensorMap& map) {
     map_at.push_back(reserve(kTensorMapBytes, kTensorMapAlign));
+    maps.push_back(map);
+  }
+  // At `at` in the parameter that was added last.
+  void fill(size_t at, const TensorMap& map) {
+    map_at.push_back(offset.back() + at);
     maps.push_back(map);
   }
 

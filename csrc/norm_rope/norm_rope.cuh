@@ -55,10 +55,10 @@ __device__ inline float2 warp_sum(float2 sum) {
   return sum;
 }
 
-// 1 / sqrt(mean(x^2) + eps) of q and k, from the sums of the warps.
-__device__ inline float2 scales(const NormRopeTokens& p, const float2* warp_sums) {
+// 1 / sqrt(mean(x^2) + eps) of q and k, from the sums of the token's warps.
+__device__ inline float2 scales(const NormRopeTokens& p, const float2* warp_sums, unsigned warps) {
   float2 sum = make_float2(0.0f, 0.0f);
-  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) {
+  for (unsigned warp = 0; warp < warps; ++warp) {
     sum.x += warp_sums[warp].x;
     sum.y += warp_sums[warp].y;
   }

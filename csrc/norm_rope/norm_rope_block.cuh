@@ -14,14 +14,14 @@ namespace vidk::norm_rope {
 
 extern __shared__ float4 shared_data[];
 
-// The angles of one token into shared memory, cos then sin. Bands that the token before had too are
-// copied from its buffer, so that the tables are read only where something changed: each thread
-// reads back what it has itself written.
+// The angles of one token into shared memory, cos then sin, by its `threads` threads. Bands that
+// the token before had too are copied from its buffer, so that the tables are read only where
+// something changed: each thread reads back what it has itself written.
 template <class Walk>
 __device__ void stage_angles(const NormRopeTokens& p, const Walk& token, int pairs,
-                             const float* before, float* to) {
+                             const float* before, float* to, int thread, int threads) {
   if (!token.is_rotated()) return;
-  for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
+  for (int pair = thread; pair < pairs; pair += threads) {
     const PairAngles angles(p.grid, pair);
     float2 angle;
     if (token.is_new(angles.band)) {
@@ -117,7 +117,7 @@ __device__ void in_registers(const typename Task::Params& p) {
 
   for (int buffer = 0;; buffer ^= 1) {
     float* const cos = angles + buffer * 2 * pairs;
-    stage_angles(p, token, pairs, angles + (buffer ^ 1) * 2 * pairs, cos);
+    stage_angles(p, token, pairs, angles + (buffer ^ 1) * 2 * pairs, cos, threadIdx.x, blockDim.x);
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < kVecs; ++i) {
@@ -140,7 +140,7 @@ __device__ void in_registers(const typename Task::Params& p) {
       if (!is_rotated) token.new_bands = token.kAllBands;
       load_if(has_v, v, p.v);
     }
-    const float2 scale = scales(p, warp_sums[buffer]);
+    const float2 scale = scales(p, warp_sums[buffer], blockDim.x / 32);
     float c[kPairs], s[kPairs];
     set_identity(c, s);
     if (is_rotated && has(0)) {
@@ -230,7 +230,7 @@ __device__ void in_two_passes(const typename Task::Params& p) {
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = sum;
     __syncthreads();
-    const float2 scale = scales(p, warp_sums);
+    const float2 scale = scales(p, warp_sums, blockDim.x / 32);
 
     const bool is_rotated = token.is_rotated();
     for_vectors([&](int64_t head, int64_t vec) {

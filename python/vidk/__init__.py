@@ -12,6 +12,9 @@ from vidk._version import __version__
 from vidk.ops._library import LIBRARY
 from vidk.ops.attention import attention, cross_attention
 from vidk.ops.exchange import qk_norm_rope_pack, unpack_kv_write
+from vidk.ops.fp4_attention import fp4_attention
+from vidk.ops.fp4_kv import qk_norm_rope_nvfp4_kv_write
+from vidk.ops.fp4_quantize import fp4_quantize
 from vidk.ops.kv_cache import kv_cache_write
 from vidk.ops.norm_rope import qk_norm_rope_kv_write
 from vidk.ops.nvfp4 import nvfp4_quantize
@@ -26,9 +29,12 @@ __all__ = [
     "attention",
     "build_info",
     "cross_attention",
+    "fp4_attention",
+    "fp4_quantize",
     "kv_cache_write",
     "nvfp4_quantize",
     "qk_norm_rope_kv_write",
+    "qk_norm_rope_nvfp4_kv_write",
     "qk_norm_rope_pack",
     "rope_3d",
     "unpack_kv_write",

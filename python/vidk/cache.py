@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from vidk.cache_kinds import Place, Sizes, key_row_bytes, make_kind
 from vidk.rope import RopeTable
 
 EMPTY = -1
@@ -63,8 +64,7 @@ class SlotPolicy:
 class CacheSnapshot:
     """A copy of a cache's valid part and of its policy, made by `KVCache.snapshot`."""
 
-    k: Tensor
-    v: Tensor
+    tensors: dict[str, Tensor]
     frame_in: tuple[int, ...]
     pinned: frozenset[int]
 
@@ -85,11 +85,17 @@ class KVCache(nn.Module):
     sink : leading frames of the video that are never evicted.
     batch : batch size.
     block_frames : the most frames of one block.
-    dtype, device : of keys and values.
+    dtype, device : of the model, and of what is not quantised.
+    kind : "plain" keeps keys and values in `dtype`; "nvfp4" quantises keys by `recipe` ("plain",
+        "default", "accurate", "accurate256"); "fp8" has MXFP8 keys and float8_e4m3fn values. See
+        `docs/fp4.md`.
+    perm : `[layers, heads, head_dim]` int32, the order of each head's channels, for the accurate
+        recipes; see `cache_kinds.channel_order`.
 
     Attributes
     ----------
-    k, v : `[layers, B, frames * height * width, heads, head_dim]`.
+    k, v : `[layers, B, frames * height * width, heads, head_dim]`; quantised keys are `k_codes`,
+        `k_scales` and `k_mean` instead, as `fp4_attention` takes them, behind `[layers]`.
     frame_pos, frame_slot : `[block_frames]` int32, row of `rope.time` and slot of each frame.
     kv_len : `[1]` int32, valid tokens, always a prefix.
     rope : the frequency tables, see `vidk.rope.RopeTable`.
@@ -97,6 +103,7 @@ class KVCache(nn.Module):
 
     k: Tensor
     v: Tensor
+    perm: Tensor | None
     frame_pos: Tensor
     frame_slot: Tensor
     kv_len: Tensor
@@ -115,6 +122,9 @@ class KVCache(nn.Module):
         block_frames: int = 3,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        kind: str = "plain",
+        recipe: str = "default",
+        perm: Tensor | None = None,
     ) -> None:
         super().__init__()
         if frames < 1:
@@ -126,15 +136,21 @@ class KVCache(nn.Module):
         self.height, self.width = height, width
         self.policy = SlotPolicy(frames, sink)
         self.rope = RopeTable(head_dim, height, width, device=device)
-        shape = (layers, batch, frames * height * width, heads, head_dim)
+        self.kind = make_kind(kind, recipe, head_dim)
+        self.sizes = Sizes(layers, batch, heads, head_dim, frames, height * width, dtype)
+        stored = self.kind.stored(self.sizes)
         for name, value in {
-            "k": torch.zeros(shape, dtype=dtype, device=device),
-            "v": torch.zeros(shape, dtype=dtype, device=device),
+            **{n: torch.zeros(s.shape, dtype=s.dtype, device=device) for n, s in stored.items()},
             "frame_pos": torch.zeros(block_frames, dtype=torch.int32, device=device),
             "frame_slot": torch.zeros(block_frames, dtype=torch.int32, device=device),
             "kv_len": torch.zeros(1, dtype=torch.int32, device=device),
         }.items():
             self.register_buffer(name, value, persistent=False)
+        if perm is None:
+            self.perm = None
+        else:
+            self.register_buffer("perm", perm, persistent=False)
+        self._slot_dims = {name: s.slot_dim for name, s in stored.items()}
 
     @property
     def frame_tokens(self) -> int:
@@ -145,6 +161,49 @@ class KVCache(nn.Module):
     def frames(self) -> int:
         """Number of slots."""
         return len(self.policy.frame_in)
+
+    @property
+    def key_row_bytes(self) -> float:
+        """Bytes of a cached key of one head: codes, and its share of scales and means."""
+        return key_row_bytes(self.kind.stored(self.sizes), self.sizes)
+
+    def write(
+        self,
+        layer: int,
+        frames: int,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        weights: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> tuple[Tensor, ...]:
+        """Normalise and rotate q and k of a block, keep k and v; return the query for `read`.
+
+        Parameters
+        ----------
+        layer : whose keys and values these are.
+        frames : latent frames of the block.
+        qkv : `[B, S, H, D]` each.
+        weights : `[H * D]`, of the norms of q and k.
+        eps : of the norms.
+        """
+        return self.kind.write(self._layer(layer), qkv, weights, eps, self._place(frames))
+
+    def read(self, layer: int, query: tuple[Tensor, ...]) -> Tensor:
+        """Attend to the valid part of a layer; `[B, S, H, D]`."""
+        return self.kind.read(self._layer(layer), query, self.kv_len, self._place(1))
+
+    def _layer(self, layer: int) -> dict[str, Tensor]:
+        kept = {name: getattr(self, name).select(0, layer) for name in self._slot_dims}
+        return kept if self.perm is None else {**kept, "perm": self.perm.select(0, layer)}
+
+    def _place(self, frames: int) -> Place:
+        return Place(
+            self.frame_pos.narrow(0, 0, frames),
+            self.frame_slot.narrow(0, 0, frames),
+            self.rope.time,
+            self.rope.space,
+            self.height,
+            self.width,
+        )
 
     def place(
         self, start_frame: int, frames: int, *, positions: Sequence[float] | None = None
@@ -199,38 +258,48 @@ class KVCache(nn.Module):
         more = frames - self.frames
         if more <= 0:
             return
-        rows = more * self.frame_tokens
-        for name in ("k", "v"):
-            old = getattr(self, name)
-            new = old.new_zeros((*old.shape[:2], old.size(2) + rows, *old.shape[3:]))
-            new[:, :, : old.size(2)] = old
-            setattr(self, name, new)
+        for name, old in self._valid(self.frames).items():
+            dim = self._slot_dims[name]
+            shape = list(old.shape)
+            shape[dim] += more * (shape[dim] // self.frames)
+            setattr(self, name, old.new_zeros(shape))
+            getattr(self, name).narrow(dim, 0, old.size(dim)).copy_(old)
+        self.sizes = replace(self.sizes, frames=frames)
         self.policy.frame_in += [EMPTY] * more
 
     def snapshot(self) -> CacheSnapshot:
         """Copy the valid part of the cache."""
-        n = self.policy.used * self.frame_tokens
+        valid = self._valid(self.policy.used)
         return CacheSnapshot(
-            self.k[:, :, :n].clone(),
-            self.v[:, :, :n].clone(),
+            {name: x.clone() for name, x in valid.items()},
             tuple(self.policy.frame_in),
             frozenset(self.policy.pinned),
         )
 
     def restore(self, snapshot: CacheSnapshot) -> None:
         """Put a snapshot of this cache back, in place."""
-        n = snapshot.k.size(2)
-        if len(snapshot.frame_in) != self.frames or snapshot.k.shape != self.k[:, :, :n].shape:
+        used = len(snapshot.frame_in) - snapshot.frame_in.count(EMPTY)
+        valid = self._valid(min(used, self.frames))
+        got = {name: list(x.shape) for name, x in snapshot.tensors.items()}
+        expected = {name: list(x.shape) for name, x in valid.items()}
+        if len(snapshot.frame_in) != self.frames or got != expected:
             raise ValueError(
-                f"vidk.KVCache: snapshot: got {len(snapshot.frame_in)} slots and keys of shape "
-                f"{list(snapshot.k.shape)}, expected {self.frames} slots of a cache "
-                f"{list(self.k.shape)}"
+                f"vidk.KVCache: snapshot: got {len(snapshot.frame_in)} slots and {got}, expected "
+                f"{self.frames} slots and {expected}"
             )
-        self.k[:, :, :n].copy_(snapshot.k)
-        self.v[:, :, :n].copy_(snapshot.v)
+        for name, x in valid.items():
+            x.copy_(snapshot.tensors[name])
         self.policy.frame_in = list(snapshot.frame_in)
         self.policy.pinned = set(snapshot.pinned)
         self._publish_length()
+
+    def _valid(self, frames: int) -> dict[str, Tensor]:
+        """Return views of the first slots."""
+        views = {}
+        for name, dim in self._slot_dims.items():
+            x = getattr(self, name)
+            views[name] = x.narrow(dim, 0, x.size(dim) // self.frames * frames)
+        return views
 
     def _publish(self, buffer: Tensor, values: Sequence[int]) -> None:
         # The dtype of the buffer, or a GPU would have to be waited for.

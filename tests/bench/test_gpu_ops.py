@@ -39,6 +39,9 @@ def test_ops_document(monkeypatch):
     assert case["flops"] == 4 * 9 * 20 * 2 * 128
     assert case["best"] == "MATH" and case["speedup_over_best"] == 1.0
     assert "CUDNN_ATTENTION" in case["refused"]
+    (case,) = document["fp4_attention"]
+    assert set(case["seconds"]) == {"attention", "fp4_attention"}
+    assert case["speed_of_attention"] == 1.0
     text = gpu_ops.table(document)
     assert "1.00x MATH" in text and "CUDNN_ATTENTION refused" in text
 

@@ -255,3 +255,30 @@ def test_a_video_and_a_picture_are_continued(monkeypatch):
     found = generate_report(*picture, "--frames", 13)
     assert found["video"]["given_latent_frames"] == 1
     assert found["video"]["blocks"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "recipe", "key_row"),
+    [
+        ((), "plain", None, 512),
+        (("--kv", "nvfp4"), "nvfp4", "default", (24 * 64 + 1024 + 256) / 24),
+        (("--attention", "fp4", "--fp4-recipe", "accurate"), "nvfp4", "accurate", 170 + 2 / 3),
+        (("--kv", "fp8", "--attention", "fp4"), "fp8", "mxfp8", 128 + 512 / 24),
+        (("--kv", "bf16", "--dtype", "bfloat16"), "plain", None, 256),
+    ],
+)
+def test_kinds_of_cache(words, kind, recipe, key_row, capsys):
+    bundled = ("--config", "bundled", "--size", "64x96")
+    found = generate_report(*bundled, "--out", "a.safetensors", "--frames", 17, *words)
+    assert found["cache"] == {"kind": kind, "recipe": recipe}
+    assert found["memory"]["key_row"] == pytest.approx(key_row)
+    reader = "attention" if kind == "plain" else "fp4_attention"
+    assert reader in found["kernels"] and all(found["kernels"].values())
+    assert (
+        f"cache    {kind}, keys quantised by the recipe {recipe}" in capsys.readouterr().out
+    ) == (kind != "plain")
+    latents, _ = read_latents("a.safetensors")
+    generate(*bundled, "--out", "b.safetensors", "--frames", 17)
+    plain, _ = read_latents("b.safetensors")
+    error = (latents.float() - plain).norm() / plain.norm()
+    assert error < 0.05 and (error > 1e-4) == bool(words)

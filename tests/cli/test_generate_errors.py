@@ -85,6 +85,26 @@ WRONG = [
         "--first-frames: got latents [1, 3, 16, 4, 6], expected [1, F, 16, 2, 2] for a video of "
         "16x16",
     ),
+    (("--kv", "int4"), "--kv: got int4, expected bf16, nvfp4 or fp8"),
+    (("--attention", "flash"), "--attention: got flash, expected auto or fp4"),
+    (("--fp4-recipe", "best"), "--fp4-recipe: got best, expected plain, default, accurate or acc"),
+    (
+        ("--kv", "nvfp4"),
+        "--kv: vidk.KVCache: head_dim: got 32, expected a multiple of 64 for kind 'nvfp4' (a tile",
+    ),
+    (("--kv", "fp8"), "--kv: vidk.KVCache: head_dim: got 32, expected a multiple of 128 for kind"),
+    (
+        ("--kv", "bf16"),
+        "--kv: got bf16 for a model in float32, expected --dtype bfloat16, or no --kv: an unqu",
+    ),
+    (
+        ("--kv", "bf16", "--attention", "fp4"),
+        "--attention: got fp4 with --kv bf16, expected --kv nvfp4 or fp8, whose keys it reads",
+    ),
+    (
+        ("--kv", "fp8", "--fp4-recipe", "accurate"),
+        "--fp4-recipe: got accurate without --kv nvfp4, whose keys it is for",
+    ),
     (("--nonsense",), "--nonsense: got an unknown argument, expected one of vidk generate -h"),
 ]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import statistics
 
 import pytest
 import torch
 
 from tests.cli.helpers import TINY
-from vidk.cli import inputs, plan, report
+from vidk.cli import inputs, kv, plan, report
 from vidk.cli.stream import BlockTimes
 from vidk.cli.values import OptionError
+from vidk.models import CONFIGS
 from vidk.models.flops import forward_flops
 
 
@@ -117,3 +120,13 @@ def test_numbers_for_reading():
     assert report._rate(90.6e9) == "90.6 GFLOP/s"
     assert report._seconds(0.0304) == "30.4 ms"
     assert report._seconds(128.9) == "129 s"
+
+
+def test_quantised_keys_on_a_gpu():
+    args = argparse.Namespace(kv="nvfp4", attention="auto", fp4_recipe=None)
+    device, config = torch.device("cuda"), CONFIGS["bundled"]
+    text = "--kv: got nvfp4 on cuda for heads of 128 in float32, expected heads of 128 in bfloat16"
+    with pytest.raises(OptionError, match=re.escape(text)):
+        kv.choose_kind(args, config, torch.float32, device)
+    assert kv.choose_kind(args, config, torch.bfloat16, device).name == "nvfp4"
+    assert kv.choose_kind(args, config, torch.float32, torch.device("cpu")).recipe == "default"

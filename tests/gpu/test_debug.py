@@ -24,12 +24,16 @@ CASES = [
     ("kv_cache_write", 4, 4),  # named twice
     ("qk_norm_rope_kv_write", 6, 64),
     ("qk_norm_rope_kv_write", 7, 6),
+    ("qk_norm_rope_nvfp4_kv_write", 6, 64),
+    ("qk_norm_rope_nvfp4_kv_write", 7, 6),
     ("qk_norm_rope_pack", 6, 64),
     ("unpack_kv_write", 4, 6),
     ("unpack_kv_write", 4, 4),  # named twice
     ("attention", 3, 361),
     ("attention", 3, -1),
     ("cross_attention", 3, 65),
+    ("fp4_attention", 5, 361),
+    ("fp4_attention", 5, -1),
 ]
 SCRIPT = """
 import json

@@ -160,10 +160,9 @@ def int_vector(op: str, arg: str, ref: str) -> Iterator[Row]:
 
 def freq_table(op: str, arg: str, ref: str) -> Iterator[Row]:
     expected, hint = "shape [positions, pairs, 2]", "see vidk.rope.freq_table"
-    yield Row(op, arg, put(arg, lambda x: x[0]), "shape [2, 2]", expected, hint)
-    change = put(arg, lambda x: x.repeat(1, 1, 2)[..., :3])
-    rows = valid(op)[arg].size(0)
-    yield Row(op, arg, change, f"shape [{rows}, 2, 3]", expected, hint)
+    for change in (lambda x: x[0], lambda x: x.repeat(1, 1, 2)[..., :3]):
+        got = f"shape {shape(change(valid(op)[arg]))}"
+        yield Row(op, arg, put(arg, change), got, expected, hint)
     for dtype in ("float64", "bfloat16"):
         change = put(arg, cast(dtype))
         yield Row(op, arg, change, f"dtype {dtype}", "dtype float32")
@@ -175,8 +174,14 @@ def freq_table(op: str, arg: str, ref: str) -> Iterator[Row]:
 def rope_tables(op: str, x: str) -> Iterator[Row]:
     yield from freq_table(op, "time_freqs", x)
     yield from freq_table(op, "space_freqs", x)
-    expected = "D / 2 pairs in all for D = 12"
-    for arg, pairs in (("time_freqs", (1, 2)), ("time_freqs", (5, 2)), ("space_freqs", (2, 1))):
+    args = valid(op)
+    time, space = args["time_freqs"].size(1), args["space_freqs"].size(1)
+    expected = f"D / 2 pairs in all for D = {args[x].size(3)}"
+    for arg, *pairs in (
+        ("time_freqs", 1, space),
+        ("time_freqs", time + 3, space),
+        ("space_freqs", time, 1),
+    ):
         new = pairs[arg == "space_freqs"]
         change = put(arg, lambda x, n=new: x.repeat(1, 3, 1)[:, :n].contiguous())
         got = f"{pairs[0]} time pairs and 2 x {pairs[1]} space pairs"

@@ -8,6 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vidk.ops.registry import OPS
+
 from .error_checks import (
     Arguments,
     Change,
@@ -19,6 +21,7 @@ from .error_checks import (
     every_second,
     int_vector,
     like,
+    placed,
     put,
     put_new,
     rope_tables,
@@ -27,7 +30,7 @@ from .error_checks import (
     typed_like,
     valid,
 )
-from .helpers import ints, seeded
+from .helpers import ints, seeded, tables
 
 
 def huge_grids(op: str) -> Iterator[Row]:
@@ -160,12 +163,10 @@ def lengths(op: str, arg: str, rows: int, of: str, batch: int) -> Iterator[Row]:
 
 
 def weight(op: str, arg: str, ref: str) -> Iterator[Row]:
-    for change, got in (
-        (lambda w: w[:23], "[23]"),
-        (lambda w: w.view(2, 12), "[2, 12]"),
-        (lambda w: w[:12], "[12]"),
-    ):
-        yield Row(op, arg, put(arg, change), f"shape {got}", "shape [H * D] = [24]")
+    w = valid(op)[arg]
+    for change in (lambda w: w[:-1], lambda w: w.view(2, -1), lambda w: w[: len(w) // 2]):
+        got, expected = f"shape {shape(change(w))}", f"shape [H * D] = [{len(w)}]"
+        yield Row(op, arg, put(arg, change), got, expected)
     change = put(arg, every_second)
     yield Row(op, arg, change, "a strided weight", "a contiguous one", "call .contiguous()")
     yield from typed_like(op, arg, ref)
@@ -381,13 +382,274 @@ def nvfp4_rows() -> Iterator[Row]:
         yield Row(op, "recipe", put_new("recipe", recipe), f"'{recipe}'", expected)
 
 
+def fp4_codes(op: str, arg: str) -> Iterator[Row]:
+    x = valid(op)[arg]
+    for change in (lambda x: x[0], lambda x: x[None], lambda x: x[0, 0, 0, 0]):
+        got, expected = f"shape {shape(change(x))}", "4 dimensions [B, H, S, bytes]"
+        yield Row(op, arg, put(arg, change), got, expected)
+    for dtype in ("int8", "float32", "bool"):
+        yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", "dtype uint8")
+    yield from strided(op, arg)
+
+
+def strided(op: str, arg: str) -> Iterator[Row]:
+    for change in (lambda x: x.transpose(0, 1), lambda x: x[:1].expand(x.shape), every_second):
+        got, expected = "a strided tensor", "a contiguous one"
+        yield Row(op, arg, put(arg, change), got, expected, "call .contiguous()")
+
+
+def sized(op: str, arg: str, what: str, ranks: bool = True) -> Iterator[Row]:
+    x = valid(op)[arg]
+    changes = [
+        lambda x, d=dim: x.narrow(d, 0, x.size(d) - 1).contiguous() for dim in range(x.dim())
+    ]
+    if ranks:
+        changes += [lambda x: x[0], lambda x: x[None]]
+    for change in changes:
+        yield Row(op, arg, put(arg, change), f"shape {shape(change(x))}", f"{what} = {shape(x)}")
+
+
+def fp4_attention_rows() -> Iterator[Row]:
+    op = "fp4_attention"
+    yield from fp4_codes(op, "q_codes")
+    for dtype in ("uint8", "float32", "float8_e5m2"):
+        expected = "dtype float8_e4m3fn (NVFP4) or float8_e8m0fnu (MXFP8)"
+        yield Row(op, "q_scales", put("q_scales", cast(dtype)), f"dtype {dtype}", expected)
+    for n in (0, 16, 31):
+        change = put("q_codes", lambda x, n=n: x[..., :n].contiguous())
+        expected = "a positive multiple of 32 for scales of float8_e4m3fn"
+        yield Row(op, "q_codes", change, f"{n} bytes a row", expected)
+    change = put("q_scales", lambda x: x.view(torch.float8_e8m0fnu))
+    expected = "a positive multiple of 128 for scales of float8_e8m0fnu"
+    yield Row(op, "q_codes", change, "64 bytes a row", expected)
+    for arg in ("q_scales", "k_scales"):
+        yield from sized(op, arg, "[B, H, tiles of 128 rows, scales / 4, 32, 4, 4]")
+        yield from strided(op, arg)
+    yield from placed(op, "q_scales", "q_codes")
+    yield from fp4_codes(op, "k_codes")
+    x = valid(op)
+    for dim in (0, 1, 3):
+        change = lambda x, d=dim: shorter(d)(x).contiguous()  # noqa: E731
+        got = f"shape {shape(change(x['k_codes']))}"
+        q_shape = shape(x["q_codes"])
+        expected = f"[B, H, S_cap, bytes] with the B, H and bytes of q_codes {q_shape}"
+        yield Row(op, "k_codes", put("k_codes", change), got, expected)
+    yield from placed(op, "k_codes", "q_codes")
+    for value in (0, -6):
+        change = put_new("frame_tokens", value)
+        yield Row(op, "frame_tokens", change, f"{value}", "at least 1 token a frame")
+    for value in (5, 7, 25, 2**40):
+        expected = f"whole frames of {value} rows"
+        yield Row(op, "k_codes", put_new("frame_tokens", value), "24 rows", expected)
+    dtype = "dtype float8_e8m0fnu"
+    change = put("k_scales", lambda x: x.view(torch.float8_e8m0fnu))
+    yield Row(op, "k_scales", change, dtype, "the dtype float8_e4m3fn of q_scales")
+    yield from placed(op, "k_scales", "q_scales")
+    yield from fp4_value_rows(op)
+    yield from int_vector(op, "kv_len", "q_codes")
+    for n in (0, 2):
+        change = put("kv_len", lambda x, n=n: x.repeat(n))
+        yield Row(op, "kv_len", change, f"{n} elements", "1 element")
+    yield from fp4_mean_rows(op)
+    for value, text in ((0.0, "0.0"), (-0.5, "-0.5"), (float("nan"), "nan"), (float("inf"), "inf")):
+        yield Row(op, "scale", put_new("scale", value), text, "a positive number")
+    yield from lengths(op, "kv_len", 24, "k_codes", 1)
+
+
+def fp4_value_rows(op: str) -> Iterator[Row]:
+    arg, args = "v_cache", valid("fp4_attention")
+    for change in (lambda x: x[0], lambda x: x[None], lambda x: x.new_zeros(())):
+        got = f"shape {shape(change(args[arg]))}"
+        yield Row(op, arg, put(arg, change), got, "4 dimensions [B, S, H, D]")
+    for dtype in ("float64", "int32", "uint8", "float8_e5m2"):
+        expected = "dtype float32, bfloat16, float16 or float8_e4m3fn"
+        yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", expected)
+    for change, stride in ((every_second, 2), (lambda x: x[..., :1].expand(x.shape), 0)):
+        got = f"stride {stride} in the last dimension"
+        yield Row(op, arg, put(arg, change), got, "stride 1", "call .contiguous()")
+    for dim in range(3):
+        got = f"shape {shape(shorter(dim)(args[arg]))}"
+        k_shape = shape(args["k_codes"])
+        expected = f"[B, S_cap, H, D] with the B, H and S_cap of k_codes {k_shape}"
+        yield Row(op, arg, put(arg, shorter(dim)), got, expected)
+    for n in (0, 16, 31, 48, 63):
+        expected = "a D of which codes of depth 128 carry D + 2 T, T a multiple of 16 up to D"
+        yield Row(op, arg, put(arg, lambda x, n=n: x[..., :n]), f"D = {n}", expected)
+
+    def mxfp8(args: Arguments) -> Arguments:
+        wide = {name: args[name].repeat(1, 1, 1, 4) for name in ("q_codes", "k_codes")}
+        return wide | {
+            name: args[name].view(torch.float8_e8m0fnu) for name in ("q_scales", "k_scales")
+        }
+
+    yield Row(op, arg, mxfp8, "D = 128", "D = 256, a byte of k_codes each")
+    yield from placed(op, arg, "q_codes")
+
+
+def fp4_mean_rows(op: str) -> Iterator[Row]:
+    expected, hint = (
+        "a tensor, as k_mean is given",
+        "q times the mean of its keys is added to logits",
+    )
+    yield Row(op, "q", put_new("q", None), "None", expected, hint)
+    yield Row(op, "q", put_new("k_mean", None), "a tensor", "None, as k_mean is None")
+    yield from activation(op, "q")
+    yield from sized(op, "q", "[B, S, H, D]", ranks=False)
+    yield from typed_like(op, "q", "v_cache")
+    yield from sized(op, "k_mean", "[B, H, tiles of 128 rows, D]")
+    for dtype in ("float32", "float16"):
+        yield Row(op, "k_mean", put("k_mean", cast(dtype)), f"dtype {dtype}", "dtype bfloat16")
+    yield from strided(op, "k_mean")
+    yield from placed(op, "k_mean", "q_codes")
+
+
+ORDER = torch.arange(128, dtype=torch.int32).flip(0).repeat(2, 1)  # [H, D], a valid `perm`
+
+
+def fp4_kv_rows() -> Iterator[Row]:
+    op = "qk_norm_rope_nvfp4_kv_write"
+    yield from activation(op, "q")
+    yield from like(op, "k", "q")
+    yield from like(op, "v", "q")
+    yield from weight(op, "q_weight", "q")
+    yield from weight(op, "k_weight", "q")
+    yield from epsilon(op)
+    yield from int_vector(op, "frame_pos", "q")
+    yield from int_vector(op, "frame_slot", "q")
+    yield from rope_tables(op, "q")
+    for row in huge_grids(op):
+        yield replace(row, change=lambda args, r=row: r.change(args) | no_frames(args))
+    for recipe in ("4/6", "", "Default"):
+        expected = "'plain', 'default', 'accurate', 'accurate256' or 'mxfp8'"
+        yield Row(op, "recipe", put_new("recipe", recipe), f"'{recipe}'", expected)
+    yield Row(op, "q", narrow, "D = 32", "a multiple of 64 for the recipe 'default'")
+    for tokens in (1, 5, 11):
+        change = lambda args, n=tokens: {name: args[name][:, :n] for name in "qkv"}  # noqa: E731
+        yield Row(op, "q", change, f"{tokens} tokens", "whole frames of 6")
+    yield from block_fits(op, "frame_pos", "q")
+    yield from block_fits(op, "frame_slot", "q")
+    yield from fp4_kv_value_rows(op)
+    yield from fp4_kv_key_rows(op)
+    with_order = lambda change: lambda _: {"perm": change(ORDER)}  # noqa: E731
+    for change in (lambda x: x[0], lambda x: x[:1], lambda x: x[:, 1:].contiguous()):
+        expected = "[H, D] = [2, 128]"
+        yield Row(op, "perm", with_order(change), f"shape {shape(change(ORDER))}", expected)
+    yield Row(op, "perm", with_order(Tensor.long), "dtype int64", "dtype int32")
+    got, expected = "a strided tensor", "a contiguous one"
+    yield Row(op, "perm", with_order(every_second), got, expected, "call .contiguous()")
+    got, expected = "a tensor on {odd}", "the device {home} of q"
+    yield Row(op, "perm", with_order(lambda x: x.to("meta")), got, expected, kind="device")
+    yield from fp4_kv_memory(op)
+    yield from positions(op)
+    yield from (row for row in slots(op) if "24 rows" in row.hint or not row.hint)
+    for head, place, channel in ((0, 0, -1), (1, 3, 128), (1, 127, 2**31 - 1)):
+        wrong = ORDER.clone()
+        wrong[head, place] = channel
+        got = f"channel {channel} in place {place} of head {head}"
+        expected = "a channel from 0 to 127"
+        yield Row(op, "perm", put_new("perm", wrong), got, expected, kind="data")
+
+
+def no_frames(args: Arguments) -> Arguments:
+    """Return a block and caches of no frames, whole at any size, and tables without space."""
+    tokens = {name: args[name][:, :0] for name in ("q", "k", "v", "v_cache")}
+    keys = {name: args[name][:, :, :0] for name in ("k_codes", "k_scales", "k_mean")}
+    return tokens | keys | {"time_freqs": torch.zeros(64, 64, 2)}
+
+
+def narrow(args: Arguments) -> Arguments:
+    """Return q, k, v, weights and tables of D = 32."""
+    time, space = tables(32, 2, 3)
+    heads = {name: args[name][..., :32] for name in "qkv"}
+    weights = {name: args[name][:64] for name in ("q_weight", "k_weight")}
+    return heads | weights | {"time_freqs": time, "space_freqs": space}
+
+
+def fp4_kv_value_rows(op: str) -> Iterator[Row]:
+    arg, args = "v_cache", valid(op)
+    for change in (lambda x: x[0], lambda x: x[None], lambda x: x.new_zeros(())):
+        got = f"shape {shape(change(args[arg]))}"
+        yield Row(op, arg, put(arg, change), got, "4 dimensions [B, S_cap, H, D]")
+    for dtype in ("float16", "uint8", "float8_e5m2"):
+        expected = "the dtype float32 of q, or float8_e4m3fn"
+        yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", expected)
+    for dim in (0, 2, 3):
+        got = f"shape {shape(shorter(dim)(args[arg]))}"
+        expected = f"[B, S_cap, H, D] with the B, H and D of q {shape(args['q'])}"
+        yield Row(op, arg, put(arg, shorter(dim)), got, expected)
+    for rows in (1, 23):
+        change = put(arg, lambda x, n=rows: x[:, :n])
+        yield Row(op, arg, change, f"{rows} rows", "whole slots of 6")
+    for change, stride in ((every_second, 2), (lambda x: x[..., :1].expand(x.shape), 0)):
+        got = f"stride {stride} in the last dimension"
+        yield Row(op, arg, put(arg, change), got, "stride 1", "call .contiguous()")
+    yield from placed(op, arg, "q")
+
+
+def fp4_kv_key_rows(op: str) -> Iterator[Row]:
+    for arg, layout, dtype, expected in (
+        ("k_codes", "[B, H, S_cap, bytes]", "int8", "uint8"),
+        (
+            "k_scales",
+            "[B, H, tiles of 128 rows, scales / 4, 32, 4, 4]",
+            "float8_e8m0fnu",
+            "float8_e4m3fn for the recipe 'default'",
+        ),
+        ("k_mean", "[B, H, tiles of 128 rows, D]", "float16", "bfloat16"),
+    ):
+        yield from sized(op, arg, layout)
+        yield Row(op, arg, put(arg, cast(dtype)), f"dtype {dtype}", f"dtype {expected}")
+        yield from strided(op, arg)
+        yield from placed(op, arg, "q")
+    yield Row(op, "k_mean", put_new("k_mean", None), "None", "a tensor for the recipe 'default'")
+    change = put_new("recipe", "plain")
+    yield Row(op, "k_mean", change, "a tensor", "None for the recipe 'plain'")
+
+
+def fp4_kv_memory(op: str) -> Iterator[Row]:
+    """Every tensor that is written, and every other that it could share memory with."""
+    arg = "v_cache"
+    for change in (
+        lambda x: x[:1].expand(x.shape),
+        lambda x: x[:, :1].expand(x.shape),
+        lambda x: x[:, :, :1].expand(x.shape),
+    ):
+        got, expected = "a view whose elements share memory", "memory of its own for each element"
+        yield Row(op, arg, put(arg, change), got, expected, "call .contiguous()", kind="data")
+    written = [*OPS[op].mutates]
+    read = [*("q", "k", "v", "q_weight", "k_weight", "frame_pos", "frame_slot")]
+    read += ["time_freqs", "space_freqs", "perm"]
+    for i, arg in enumerate(written):
+        for other in (*written[:i], *read):
+            yield Row(
+                op,
+                arg,
+                lambda args, pair=(arg, other): in_one_place(args | {"perm": ORDER}, pair),
+                f"memory that overlaps {other}",
+                "separate memory",
+                f"call .clone() on {other}",
+                kind="data",
+            )
+
+
+def in_one_place(args: Arguments, names: tuple[str, str]) -> Arguments:
+    """Return tensors of the same shapes that begin at one address; the longer one has the other."""
+    base = torch.zeros(max(args[name].nbytes for name in names), dtype=torch.uint8)
+    return {
+        name: base[: args[name].nbytes].view(args[name].dtype).view(args[name].shape)
+        for name in names
+    }
+
+
 ROWS: list[Row] = [
     *rope_rows(),
     *kv_cache_rows(),
     *norm_rope_rows(),
+    *fp4_kv_rows(),
     *pack_rows(),
     *unpack_rows(),
     *attention_rows(),
     *cross_attention_rows(),
+    *fp4_attention_rows(),
     *nvfp4_rows(),
 ]

@@ -92,7 +92,10 @@ def tables(head_dim: int, height: int, width: int, positions: int = 64) -> tuple
 
 def memory_of(*tensors: Tensor) -> list[Tensor]:
     """Return all bytes of the tensors' storages, those between and around their elements too."""
-    return [torch.tensor([], dtype=torch.uint8).set_(t.untyped_storage()) for t in tensors]
+    return [
+        torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage())
+        for t in tensors
+    ]
 
 
 def twins(*tensors: Tensor) -> list[Tensor]:

@@ -38,12 +38,14 @@ def empty(op: str, dtype: torch.dtype = torch.float32) -> Args:
 def stacked(op: str, dtype: torch.dtype = torch.float32) -> Args:
     """Return a call on caches that are one layer of a stack."""
     args, kwargs = fused(op, dtype)
-    shape = (2, 24, 2, 12)  # that of the caches
-    make = torch.empty(3, 2, *shape, dtype=dtype).normal_(generator=seeded(op))
-    views = iter(make[1])
-    return tuple(
-        next(views) if isinstance(x, Tensor) and x.shape == shape else x for x in args
-    ), kwargs
+    make = seeded(op)
+
+    def cache(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.dim() == 4 and x.shape[:3] == (2, 24, 2)
+
+    shape = next((x.shape for x in args if cache(x)), ())
+    views = iter(torch.empty(3, 2, *shape, dtype=dtype).normal_(generator=make)[1])
+    return tuple(next(views) if cache(x) else x for x in args), kwargs
 
 
 def options(op: str, dtype: torch.dtype = torch.float32) -> Args:
@@ -53,7 +55,11 @@ def options(op: str, dtype: torch.dtype = torch.float32) -> Args:
         "rope_3d": {"token_offset": 1, "slice_tokens": 4},
         "qk_norm_rope_pack": {"token_offset": 1, "slice_tokens": 4},
         "unpack_kv_write": {"slice_tokens": 3},
+        "qk_norm_rope_nvfp4_kv_write": {
+            "perm": torch.arange(128, dtype=torch.int32).flip(0).repeat(2, 1)
+        },
         "attention": {"scale": 0.3},
+        "fp4_attention": {"scale": 0.3},
         "cross_attention": {"pad": "mask", "scale": 0.3},
         "nvfp4_quantize": {"recipe": "search"},
     }.get(op, {})
@@ -64,6 +70,8 @@ def one_key(op: str, dtype: torch.dtype = torch.float32) -> Args:
     args, kwargs = fused(op, dtype)
     if op in ("attention", "cross_attention"):
         args = (*args[:-1], ints(*[1] * len(args[-1])))
+    if op == "fp4_attention":
+        args = (*args[:-2], ints(1), args[-1])
     return args, kwargs
 
 

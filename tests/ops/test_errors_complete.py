@@ -145,6 +145,8 @@ KERNEL_CHECKS: dict[str, tuple[str | None, list[str]]] = {
     "positions": ("frame_pos", ["a row of time_freqs"]),
     "length": (None, ["a length from 0 to the"]),
     "grid_size": ("height", ["whose token indices fit"]),
+    "memory": (None, []),  # of all pairs: see below
+    "channels": ("perm", ["a channel from 0 to"]),
 }
 
 
@@ -165,6 +167,13 @@ def test_every_kernel_check_of_every_op_has_a_row() -> None:
     assert len(found) > 20
     for op, check, named in found:
         if check == "disjoint" and (op, *reversed(named)) in OVERLAPS:
+            continue
+        if check == "memory":
+            written = OPS[op].mutates
+            for i, arg in enumerate(written):
+                for other in {*named} - {*written[i:]}:
+                    start = f"vidk::{op}: {arg}: got memory that overlaps {other},"
+                    assert any(r.sentence().startswith(start) for r in ROWS), start
             continue
         arg, phrases = KERNEL_CHECKS[check]
         for phrase in phrases:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidk import reference
+from vidk.ops.fp4_quantize import depth_unit
+from vidk.reference import fp4
 from vidk.reference.norm_rope import rms_norm
 from vidk.rope import freq_table
 
@@ -31,6 +33,10 @@ from .helpers import (
 )
 from .test_attention import assert_attended, lse_tolerance
 from .test_cross_attention import padded
+from .test_fp4_attention import check as check_fp4_attention
+from .test_fp4_attention import quantized
+from .test_fp4_kv import Block as Fp4KvBlock
+from .test_fp4_kv import check as check_fp4_kv
 
 # Not derandomised at a desk, so that every run looks at new cases.
 properties = settings(max_examples=100, deadline=None, derandomize="CI" in os.environ)
@@ -136,6 +142,34 @@ def test_qk_norm_rope_kv_write(data: Any) -> None:
     assert_same_bits(caches[1], expected_caches[1], "v")
     expected_caches[0][:, rows] = caches[0][:, rows]
     assert_same_memory(list(caches), expected_caches, "rows that nobody named")
+
+
+@properties
+@given(st.data())
+def test_qk_norm_rope_nvfp4_kv_write(data: Any) -> None:
+    """To the bit: the op without FP4, then the reference's quantiser."""
+    height, width = data.draw(st.sampled_from([(1, 1), (2, 3), (5, 1), (9, 15), (16, 8)]))
+    capacity = data.draw(st.integers(1, 4))
+    frames = data.draw(st.integers(1, min(capacity, 2)))
+    positions = data.draw(st.lists(st.integers(0, 63), min_size=frames, max_size=frames))
+    recipe = data.draw(st.sampled_from(sorted(fp4.RECIPES)))
+    check_fp4_kv(
+        Fp4KvBlock(
+            recipe,
+            data.draw(dtypes),
+            heads=data.draw(st.integers(1, 3)),
+            dim=depth_unit(recipe) * data.draw(st.integers(1, 2)),
+            batch=data.draw(st.integers(1, 2)),
+            height=height,
+            width=width,
+            slots=tuple(data.draw(slots(frames, capacity)).tolist()),
+            positions=tuple(positions),
+            capacity=capacity,
+            fp8=data.draw(st.booleans()),
+            sorted=data.draw(st.booleans()),
+            layout=data.draw(layouts),
+        )
+    )
 
 
 @st.composite
@@ -269,6 +303,23 @@ def test_nvfp4_quantize(data: Any) -> None:
     for mine, oracle in zip(got, expected, strict=True):
         assert mine.is_contiguous()
         assert_same_bits(mine, oracle)
+
+
+@settings(properties, max_examples=40)
+@given(st.data())
+def test_fp4_attention(data: Any) -> None:
+    seed, dtype = data.draw(seeds), data.draw(dtypes)
+    recipe = data.draw(st.sampled_from(sorted(reference.fp4.RECIPES)))
+    dim = 128 if recipe == "mxfp8" else data.draw(st.sampled_from([64, 128]))
+    b, h = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))
+    tokens, frame_tokens = data.draw(st.integers(1, 100)), data.draw(st.integers(1, 150))
+    rows = frame_tokens * data.draw(st.integers(1, 3))
+    make = normal(dtype, seed)
+    q = READ_LAYOUTS[data.draw(layouts)](make, b, tokens, h, dim)
+    k, v = CACHES[data.draw(cache_layouts)](make, b, rows, h, dim)
+    call = quantized(q, k, v, recipe, frame_tokens, data.draw(st.booleans()))
+    scale = data.draw(st.none() | st.floats(1e-3, 1))
+    check_fp4_attention(call, data.draw(st.integers(1, rows)), scale)
 
 
 def library_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:

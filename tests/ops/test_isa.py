@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 import vidk
+from vidk.ops.fp4_quantize import depth_unit
 from vidk.ops.nvfp4 import RECIPES
+from vidk.reference import fp4
 
-from .helpers import CACHES, DTYPES, ints, normal, random_bits, tables
+from .helpers import CACHES, DTYPES, Make, ints, normal, random_bits, tables
+from .test_fp4_kv import Block, given
 
 ISAS = vidk.build_info()["cpu_isas"]
 # The folder that holds `vidk` and the one that holds this package, for the child process.
@@ -51,7 +54,26 @@ def digest(dtype: torch.dtype, head_dim: int) -> str:
             for recipe in RECIPES:
                 packed, scales = vidk.nvfp4_quantize(q, recipe=recipe)
                 add(packed.float(), scales.float())
+        if head_dim % 64 == 0:
+            add(*fp4_kv(make, head_dim))
     return sha.hexdigest()
+
+
+def fp4_kv(make: Make, head_dim: int) -> list[Tensor]:
+    """Return what qk_norm_rope_nvfp4_kv_write makes of all recipes that fit the head dim."""
+    results: list[Tensor] = []
+    for recipe in (name for name in fp4.RECIPES if head_dim % depth_unit(name) == 0):
+        for fp8 in (False, True):
+            block = Block(recipe, make(1).dtype, dim=head_dim, fp8=fp8, sorted=fp8)
+            size = (block.batch, block.frames * block.rows, block.heads, head_dim)
+            weights = [make(block.heads * head_dim) for _ in range(2)]
+            caches = [None if x is None else torch.zeros_like(x) for x in block.caches()]
+            qkv = [make(*size) for _ in range(3)]
+            out = vidk.qk_norm_rope_nvfp4_kv_write(
+                *qkv, *weights, 1e-6, *block.index(), *caches, recipe=recipe, perm=block.perm()
+            )
+            results += [x.float() for x in (*out, *given(caches))]
+    return results
 
 
 def digests() -> str:
@@ -59,7 +81,7 @@ def digests() -> str:
     return "\n".join(
         f"{dtype} {dim} {digest(dtype, dim)}"
         for dtype in DTYPES
-        for dim in (2, 6, 62, 96, 128, 240)
+        for dim in (2, 6, 62, 64, 96, 128, 240)
     )
 
 

@@ -51,12 +51,38 @@ def entries() -> dict[str, list[Path]]:
 
 
 @functools.cache
+def target_of(path: Path, arch: str) -> str | None:
+    """Return what a CUDA source is compiled for, to run on `arch`; None if it is left out.
+
+    As in cmake/device_code.cmake: a source may name targets, exact ones (100a) or families (120f).
+    """
+    line = re.search(r"^// VIDK_ARCHS (.*)$", path.read_text(), re.M)
+    if line is None:
+        return arch
+    own = int(re.sub(r"\D", "", arch))
+    for target in re.findall(r"\d+[af]", line[1]):
+        first = int(target[:-1])
+        if arch == f"sm_{target}":
+            return arch
+        if target.endswith("f") and first <= own < first // 10 * 10 + 10:
+            return f"sm_{target}"
+    return None
+
+
+def has_code(kernel: str, arch: str) -> bool:
+    """Whether the wheel's CUDA C++ has code of a kernel for an architecture; PTX always may."""
+    return any(p.suffix == ".ptx" or target_of(p, arch) for p in entries()[kernel])
+
+
+@functools.cache
 def ptx_of(kernel: str, arch: str) -> str:
     """Return the PTX of a kernel as the wheel's build makes it for an architecture."""
     (path,) = entries()[kernel]
     if path.suffix == ".ptx":
         return path.read_text()
-    return compile_cuda(str(path), arch, f"-I{ROOT / 'csrc'}")
+    target = target_of(path, arch)
+    assert target is not None, f"{kernel} has no code for {arch}"
+    return compile_cuda(str(path), target, f"-I{ROOT / 'csrc'}")
 
 
 def execute(

@@ -143,6 +143,58 @@ def qk_norm_rope_kv_write(
     return out
 
 
+def qk_norm_rope_nvfp4_kv_write(
+    on: Sim,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    eps: float,
+    frame_pos: Tensor,
+    frame_slot: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    k_codes: Tensor,
+    k_scales: Tensor,
+    k_mean: Tensor | None,
+    v_cache: Tensor,
+    *,
+    recipe: str = "default",
+    perm: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Execute `vidk::qk_norm_rope_nvfp4_kv_write`."""
+    batch, tokens, heads, _ = q.shape
+    tiles = -(-tokens // 128)
+    out = torch.empty(q.shape if k_mean is not None else (batch, 0, *q.shape[2:]), dtype=q.dtype)
+    codes = torch.empty(batch, heads, tokens, k_codes.size(3), dtype=torch.uint8)
+    scales = torch.empty(batch, heads, tiles, *k_scales.shape[3:], dtype=k_scales.dtype)
+    grid = _grid(frame_pos, time_freqs, space_freqs, height, width, 0, height * width)
+    addresses = [
+        0 if x is None else x.data_ptr()
+        for x in (codes, scales, k_codes, k_scales, k_mean, frame_slot, perm)
+    ]
+    views = [view(out) if k_mean is not None else ABSENT, view(v_cache)]
+    described = _tokens(q, k, v, q_weight, k_weight, eps, grid)
+    means, write = plans.qk_norm_rope_nvfp4_kv_write(described, recipe, views, addresses)
+    tables = {"frame_pos": frame_pos, "time_freqs": time_freqs, "space_freqs": space_freqs}
+    tables["frame_slot"] = frame_slot
+    optional = {} if k_mean is None else {"k_mean": k_mean}
+    if perm is not None:
+        optional["perm"] = perm
+    keys = {"k": k, "k_weight": k_weight, "k_codes": k_codes, "k_scales": k_scales}
+    on.launch(means, ("k_mean", "k_codes", "k_scales"), **keys, **tables, **optional)
+    if k_mean is not None:
+        optional["out"] = Output(out)
+    on.launch(
+        write, ("k_codes", "k_scales", "v_cache"), q=q, v=v, q_weight=q_weight, **keys, **tables,
+        **optional, codes=Output(codes), scales=Output(scales), v_cache=v_cache,
+    )  # fmt: skip
+    return out, codes, scales
+
+
 def qk_norm_rope_pack(
     on: Sim,
     q: Tensor | None,
@@ -198,7 +250,10 @@ def unpack_kv_write(
     views = [view(x) for x in (k.flatten(0, 1), v.flatten(0, 1), k_cache, v_cache)]
     layout = (batch, shard, c, end, frame_tokens, tokens)
     plan = plans.unpack_kv_write(views, frame_slot.data_ptr(), layout, on.device)
-    on.launch(plan, k=k, v=v, k_cache=k_cache, v_cache=v_cache, frame_slot=frame_slot)
+    on.launch(
+        plan, ("k_cache", "v_cache"), k=k, v=v, k_cache=k_cache, v_cache=v_cache,
+        frame_slot=frame_slot,
+    )  # fmt: skip
 
 
 def _attention(
@@ -254,6 +309,41 @@ def cross_attention(
 ) -> Tensor:
     """Execute `vidk::cross_attention`."""
     return _attention(on, q, k, v, context_lens, None, pad == "trained", scale, choice)
+
+
+def fp4_attention(
+    on: Sim,
+    q_codes: Tensor,
+    q_scales: Tensor,
+    k_codes: Tensor,
+    k_scales: Tensor,
+    v_cache: Tensor,
+    kv_len: Tensor,
+    frame_tokens: int,
+    *,
+    q: Tensor | None = None,
+    k_mean: Tensor | None = None,
+    scale: float | None = None,
+    choice: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Execute `vidk::fp4_attention`; `choice` is the value of VIDK_FP4_ATTENTION."""
+    batch, heads, tokens, _ = q_codes.shape
+    dim = v_cache.size(3)
+    out = torch.empty(batch, tokens, heads, dim, dtype=torch.bfloat16)
+    lse = torch.empty(batch, heads, tokens)
+    means = {} if q is None or k_mean is None else {"q": q, "k_mean": k_mean}
+    plan = plans.fp4_attention(
+        view(q_codes.transpose(1, 2)), view(k_codes.transpose(1, 2)), 4 * q_scales.size(3),
+        q_scales.dtype == torch.float8_e8m0fnu, view(q) if means else ABSENT, view(v_cache),
+        [q_scales.data_ptr(), k_scales.data_ptr(), k_mean.data_ptr() if means else 0,
+         out.data_ptr(), lse.data_ptr(), kv_len.data_ptr()],
+        frame_tokens, dim**-0.5 if scale is None else scale, choice, on.device,
+    )  # fmt: skip
+    on.launch(
+        plan, q_codes=q_codes, q_scales=q_scales, k_codes=k_codes, k_scales=k_scales, **means,
+        v_cache=v_cache, kv_len=kv_len, out=Output(out), lse=Output(lse),
+    )  # fmt: skip
+    return out, lse
 
 
 def nvfp4_quantize(on: Sim, x: Tensor, *, recipe: str = "4/6") -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@
 
 #include "attention/attention_plan.h"
 #include "exchange/exchange_plan.h"
+#include "fp4_attention/fp4_attention_plan.h"
+#include "fp4_kv/fp4_kv_plan.h"
 #include "kv_cache/kv_cache_plan.h"
 #include "norm_rope/norm_rope_plan.h"
 #include "nvfp4/nvfp4_plan.h"
@@ -128,6 +130,44 @@ py::dict qk_norm_rope_kv_write(const Tokens& tokens, const std::array<View, 3>& 
       device));
 }
 
+// q_codes, q_scales, k_codes, k_scales, k_mean, frame_slot, perm
+using Fp4KvAddresses = std::array<uint64_t, 7>;
+
+// The launches in their order; views are those of q's output, if there is one, and of v's cache.
+py::list qk_norm_rope_nvfp4_kv_write(const Tokens& tokens, const std::string& recipe,
+                                     const std::array<View, 2>& outputs, const Fp4KvAddresses& at) {
+  const TokenInputs in = token_inputs(tokens);
+  const auto rows = [&](int first, int64_t slots, int64_t rows) {
+    return Fp4Rows{reinterpret_cast<uint8_t*>(at[first]), reinterpret_cast<uint8_t*>(at[first + 1]),
+                   slots, rows};
+  };
+  const int64_t frame_tokens = in.grid.height * in.grid.width;
+  const ByteView v_cache = byte_view(outputs[1]);
+  const Fp4KvPlans plans = plan_qk_norm_rope_nvfp4_kv_write({
+      in.element,
+      fp4_recipe(recipe).value(),
+      in.q,
+      in.k,
+      in.v,
+      byte_view(outputs[0]),
+      rows(0, 1, in.q.tokens),
+      rows(2, v_cache.tokens / frame_tokens, frame_tokens),
+      reinterpret_cast<uint16_t*>(at[4]),
+      v_cache,
+      std::get<3>(outputs[1]) == 1,
+      in.q_weight,
+      in.k_weight,
+      in.eps,
+      pointer<int32_t>(at[5]),
+      pointer<int32_t>(at[6]),
+      in.grid,
+  });
+  py::list launches;
+  launches.append(to_python(plans.means));
+  launches.append(to_python(plans.write));
+  return launches;
+}
+
 py::dict qk_norm_rope_pack(const Tokens& tokens, int64_t ranks, uint64_t out,
                            const DeviceInfo& device) {
   const TokenInputs in = token_inputs(tokens);
@@ -167,6 +207,42 @@ py::dict attention(const std::string& element, const View& q, const View& k, con
       plan_attention("attention", args, attention_choice("attention", choice), device));
 }
 
+// q_scales, k_scales, k_mean, out, lse, kv_len
+using Fp4Addresses = std::array<uint64_t, 6>;
+
+// Codes as [B, S, H, bytes]; `q` is empty where keys have no means.
+py::dict fp4_attention(const View& q_codes, const View& k_codes, int64_t scale_cols, bool mxfp8,
+                       const View& q, const View& v, const Fp4Addresses& at, int64_t frame_tokens,
+                       float scale, const char* choice, const DeviceInfo& device) {
+  const ByteView queries = byte_view(q_codes);
+  const ByteView keys = byte_view(k_codes);
+  const int64_t v_bytes = std::get<3>(v);
+  Fp4AttentionArgs args{};
+  args.mxfp8 = mxfp8;
+  args.row_bytes = queries.dim;
+  args.scale_cols = scale_cols;
+  args.batch = queries.batch;
+  args.tokens = queries.tokens;
+  args.heads = queries.heads;
+  args.dim = byte_view(v).dim / v_bytes;
+  args.capacity = keys.tokens;
+  args.frame_tokens = frame_tokens;
+  args.q_codes = pointer<uint8_t>(std::get<0>(q_codes));
+  args.q_scales = pointer<uint8_t>(at[0]);
+  args.k_codes = pointer<uint8_t>(std::get<0>(k_codes));
+  args.k_scales = pointer<uint8_t>(at[1]);
+  args.q = byte_view(q);
+  args.k_mean = pointer<void>(at[2]);
+  args.v_is_fp8 = v_bytes == 1;
+  args.v = byte_view(v);
+  args.out = reinterpret_cast<void*>(at[3]);
+  args.lse = reinterpret_cast<float*>(at[4]);
+  args.kv_len = pointer<int32_t>(at[5]);
+  args.scale = scale;
+  const char* op = "fp4_attention";
+  return to_python(plan_fp4_attention(op, args, fp4_attention_choice(op, choice), device));
+}
+
 py::dict nvfp4_quantize(const std::string& element, const std::string& recipe, const View& x,
                         uint64_t packed, uint64_t scales, const DeviceInfo& device) {
   return to_python(
@@ -187,9 +263,11 @@ PYBIND11_MODULE(_plans, m) {
            py::arg("capability"), py::arg("sm_count"));
   m.def("rope_3d", &vidk::rope_3d);
   m.def("qk_norm_rope_kv_write", &vidk::qk_norm_rope_kv_write);
+  m.def("qk_norm_rope_nvfp4_kv_write", &vidk::qk_norm_rope_nvfp4_kv_write);
   m.def("qk_norm_rope_pack", &vidk::qk_norm_rope_pack);
   m.def("unpack_kv_write", &vidk::unpack_kv_write);
   m.def("attention", &vidk::attention);
+  m.def("fp4_attention", &vidk::fp4_attention);
   m.def("kv_cache_write", &vidk::kv_cache_write);
   m.def("nvfp4_quantize", &vidk::nvfp4_quantize);
 }

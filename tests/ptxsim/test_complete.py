@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests.ops.helpers import DTYPES, assert_same_bits, ints, normal, tables
+from tests.ops.test_fp4_kv import EPS, Block, given
 from vidk.ops.nvfp4 import RECIPES
 
 from . import has_nvcc, ops
-from .launch import ARCHS, entries
+from .fp4_problem import BOUND, random_problem
+from .launch import ARCHS, entries, has_code, target_of
 
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc to compile the kernels")
 host = torch.ops.vidk
@@ -89,6 +93,27 @@ def check_attention(on: ops.Sim, dtype: torch.dtype, choice: str) -> None:
     assert (lse - lse_expected).abs().max() < 1e-4
 
 
+def check_fp4_attention(on: ops.Sim, recipe: str, values: torch.dtype, choice: str) -> None:
+    problem = random_problem(recipe, 9, 30, 2, values)
+    out, lse = problem.run(50, on, choice=choice)
+    expected, lse_expected = problem.expected(50)
+    assert (out - expected).norm() <= BOUND[values] * expected.norm()
+    assert (lse - lse_expected).abs().max() < 1e-4
+
+
+def check_fp4_kv(on: ops.Sim, recipe: str, heads: int) -> None:
+    block = Block(recipe, heads=heads, height=2, width=3, batch=1)
+    args = (*block.qkv(), *block.weights(), EPS, *block.index())
+    caches, expected_caches = block.caches(), block.caches()
+    got = ops.qk_norm_rope_nvfp4_kv_write(on, *args, *caches, recipe=recipe)
+    expected = host.qk_norm_rope_nvfp4_kv_write(*args, *expected_caches, recipe=recipe)
+    # A bit of q or k may differ, and then a code.
+    pairs = zip((*got[1:], *given(caches)), (*expected[1:], *given(expected_caches)), strict=True)
+    for mine, oracle in pairs:
+        same = mine.contiguous().view(torch.uint8) == oracle.contiguous().view(torch.uint8)
+        assert same.float().mean() > 0.99
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel(arch: str) -> None:
     on = ops.Sim(arch)
@@ -105,9 +130,28 @@ def test_every_kernel(arch: str) -> None:
             check_pack(on, dtype, heads, 128, 16)
         for choice in ("auto", "simt"):
             check_attention(on, dtype, choice)
-    # The attention kernels with tiles are written per architecture.
-    other = "vidk_attention_sm80" if arch == "sm_90a" else "vidk_attention_sm90"
-    expected = {name for name in entries() if not name.startswith(other)}
+    for recipe in ("plain", "default", "accurate", "mxfp8"):
+        for heads in (2, 14, 18):  # keys finished with the means, and not; two vectors a thread
+            check_fp4_kv(on, recipe, heads)
+    for recipe in ("plain", "accurate", "accurate256", "mxfp8"):  # every depth and format
+        for values in (torch.bfloat16, torch.float8_e4m3fn):
+            for choice in ("auto", "portable"):
+                check_fp4_attention(on, recipe, values, choice)
+    # Kernels of attention for every architecture but Hopper, which has others.
+    hopper = "vidk_attention_sm90"
+    other = ("vidk_attention_sm80", "vidk_fp4_attention_portable") if arch == "sm_90a" else hopper
+    expected = {n for n in entries() if not n.startswith(other) and has_code(n, arch)}
     assert set(on.kernels) == expected
     assert all(len(files) == 1 for files in entries().values())
     assert not any(report["warnings"] for report in on.reports)
+
+
+def test_targets_that_a_source_names(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cu"
+    path.write_text("// Text.\n// VIDK_ARCHS 100a 120f\n")
+    targets = {"sm_100a": "sm_100a", "sm_120a": "sm_120f", "sm_121a": "sm_120f"}
+    for arch in (*ARCHS, "sm_121a"):
+        assert target_of(path, arch) == targets.get(arch)
+    other = tmp_path / "other.cu"
+    other.write_text("")
+    assert all(target_of(other, arch) == arch for arch in ARCHS)

@@ -29,6 +29,8 @@ def load() -> Any:
 
 
 simulate = load()
+ATTENTIONS = ("attention", "fp4_attention")
+NO_FLOAT32 = (*ATTENTIONS, "fp4_kv")
 every_gpu = pytest.mark.parametrize("gpu", simulate.GPUS, ids=lambda gpu: gpu.arch)
 every_case = pytest.mark.parametrize(
     "case", list(simulate.cases()), ids=lambda case: f"{case.op}-{case.model}"
@@ -41,8 +43,9 @@ def test_full_size(case: Any, gpu: Any) -> None:
     row = simulate.simulate(case, gpu)
     assert row.local == 0
     assert row.conflicts == 1
-    assert row.efficiency >= 0.95
-    if OPS[case.op].family != "attention":
+    # The four scales of a row are 4 bytes of every 16 of their tile.
+    assert row.efficiency >= (0.88 if case.op == "fp4_attention" else 0.95)
+    if OPS[case.op].family not in ATTENTIONS:
         assert row.traffic <= 1.05
         assert row.unique <= 1.01 * case.cost.bytes
 
@@ -58,8 +61,18 @@ def test_attention(model: str, gpu: Any) -> None:
     assert case.cost.flops <= row.flops <= 1.02 * case.cost.flops
 
 
+@every_gpu
+def test_fp4_attention(gpu: Any) -> None:
+    """The same; the last tile of a frame, of 24 keys, may be computed in steps of up to 128."""
+    (case,) = (c for c in simulate.cases() if (c.op, c.model) == ("fp4_attention", "1.3b-480p"))
+    row = simulate.simulate(case, gpu)
+    tiles = 1 if gpu.arch == "sm_100a" else 2  # of the 256 queries; that kernel takes two at once
+    assert row.traffic <= 1.15 * tiles
+    assert case.cost.flops <= row.flops <= 13 * 128 / 1560 * 1.03 * case.cost.flops
+
+
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("name", [name for name in OPS if OPS[name].family != "attention"])
+@pytest.mark.parametrize("name", [name for name in OPS if OPS[name].family not in NO_FLOAT32])
 def test_float32(name: str, arch: str) -> None:
     shape = SHAPES["1.3b-480p"].block
     args, kwargs = OPS[name].sample(shape, torch.float32, "cpu", torch.Generator().manual_seed(0))

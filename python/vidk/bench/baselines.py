@@ -164,6 +164,15 @@ def _norm_rope_plain(call: Call) -> Contender:
     return Contender(plain.qk_norm_rope_kv_write, (*args, *where), caches)
 
 
+def _fp4_kv(call: Call) -> Contender:
+    """Library ops step by step; a compiler fuses them but for the rotation."""
+    caches = call.mutated()
+    freqs = public_freqs(call.shape.head_dim, call.device)
+    where = (freqs, _start_frame(call), call.grid, *caches, call.row)
+    args = tuple(call.args[name] for name in _NORM_ARGS)
+    return Contender(reference.qk_norm_rope_nvfp4_kv_write_public, (*args, *where), caches)
+
+
 def _pack_public(call: Call) -> Contender:
     freqs = public_freqs(call.shape.head_dim, call.device)
     args = tuple(call.args[name] for name in _NORM_ARGS)
@@ -203,13 +212,23 @@ def _nvfp4_quantize(call: Call) -> Contender:
     return Contender(reference.nvfp4_quantize_public, (call.args["x"], recipe))
 
 
+def _fp4_attention(call: Call) -> Contender:
+    """Decode, then the library's attention; a compiler fuses the decoding."""
+    a = call.args
+    names = ("q_codes", "q_scales", "k_codes", "k_scales", "v_cache")
+    args = (*(a[name] for name in names), int(a["kv_len"]), a["frame_tokens"], a["q"], a["k_mean"])
+    return Contender(reference.fp4_attention_public, args)
+
+
 BASELINES: dict[str, Baseline] = {
     "rope_3d": Baseline(_rope_public, _rope_plain),
     "kv_cache_write": Baseline(_kv_cache_write, _kv_cache_write),
     "qk_norm_rope_kv_write": Baseline(_norm_rope_public, _norm_rope_plain),
+    "qk_norm_rope_nvfp4_kv_write": Baseline(_fp4_kv, _fp4_kv),
     "qk_norm_rope_pack": Baseline(_pack_public, _pack_plain),
     "unpack_kv_write": Baseline(_unpack_kv_write, _unpack_kv_write),
     "attention": Baseline(_attention, _attention),
     "cross_attention": Baseline(_cross_attention, _cross_attention),
+    "fp4_attention": Baseline(_fp4_attention, _fp4_attention),
     "nvfp4_quantize": Baseline(_nvfp4_quantize, _nvfp4_quantize),
 }

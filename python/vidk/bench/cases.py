@@ -90,8 +90,12 @@ class Call:
 
     def caches(self) -> tuple[Tensor, Tensor]:
         """Return copies of the caches that the op mutates, for a contender of its own."""
-        k, v = (self.args[name].clone() for name in self.op.mutates)
+        k, v = self.mutated()
         return k, v
+
+    def mutated(self) -> tuple[Tensor, ...]:
+        """Return copies of all that the op mutates."""
+        return tuple(self.args[name].clone() for name in self.op.mutates)
 
     def copy(self, *, fresh: bool = False) -> Thunk:
         """Return a plain `copy_` of the block's tensors, strides and all, to contiguous ones.

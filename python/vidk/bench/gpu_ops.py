@@ -7,8 +7,10 @@ torch's `scaled_dot_product_attention`, all by `device_clock`.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from vidk.bench.machine import copy_call, environment
 from vidk.bench.report import align, check_writable, number, write_json
 from vidk.bench.timer import Stat, Thunk
 from vidk.ops.attention import attention
-from vidk.ops.registry import OPS
+from vidk.ops.registry import OPS, BlockShape
 
 SCHEMA = 1
 MEMORY_BOUND = (
@@ -34,6 +36,7 @@ MEMORY_BOUND = (
 )
 COPY_BYTES = 2**32
 QUERIES, HEADS, KEYS, HEAD_DIM = 4680, (12, 40), (4680, 18720, 32760), 128
+FRAME_TOKENS = 1560  # a slot of FP4 keys ends in a tile of 24
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
 
 
@@ -116,6 +119,26 @@ def attention_case(
     }
 
 
+def fp4_attention_case(
+    heads: int, queries: int, keys: int, dtype: torch.dtype, device: str, clock: GraphClock
+) -> dict[str, Any]:
+    """Time attention on FP4 keys, under the default recipe, and on as many keys in 16 bits."""
+    frame = BlockShape(1, 1, math.gcd(queries, keys, FRAME_TOKENS), heads, HEAD_DIM)
+    n = keys // frame.width
+    shape = replace(frame, frames=queries // frame.width, cache_frames=n, kv_frames=n)
+    seconds = {}
+    for name in ("fp4_attention", "attention"):
+        call = Call.sample(OPS[name], shape, dtype, device)
+        seconds[name] = clock([op_call(call)] * 2)
+    return {
+        "heads": heads,
+        "queries": queries,
+        "keys": keys,
+        "seconds": {name: t.to_json() for name, t in seconds.items()},
+        "speed_of_attention": seconds["attention"].median / seconds["fp4_attention"].median,
+    }
+
+
 def run(device: str, l2_bytes: int, clock: GraphClock, *, tiny: bool = False) -> dict[str, Any]:
     """Return the document; `tiny` sizes are for a machine that only checks this code."""
     dtype = torch.bfloat16
@@ -132,6 +155,7 @@ def run(device: str, l2_bytes: int, clock: GraphClock, *, tiny: bool = False) ->
         "copy_bytes_per_s": bandwidth,
         "memory": memory,
         "attention": [attention_case(*size, dtype, device, clock) for size in sizes],
+        "fp4_attention": [fp4_attention_case(*size, dtype, device, clock) for size in sizes],
     }
 
 
@@ -155,6 +179,12 @@ def table(document: dict[str, Any]) -> str:
         cells = tuple(number(found[n] / 1e12) if n in found else "-" for n in names)
         over = f"{a['speedup_over_best']:.2f}x {a['best']}" if a["best"] else "-"
         rates.append((*(str(a[n]) for n in ("heads", "queries", "keys")), *cells, over))
+    parts.append(align(rates, text_columns=0))
+    rates = [("heads", "queries", "keys", "FP4 us", "16-bit us", "FP4 over 16-bit")]
+    for a in document["fp4_attention"]:
+        times = (1e6 * a["seconds"][name]["median"] for name in ("fp4_attention", "attention"))
+        sizes = (str(a[n]) for n in ("heads", "queries", "keys"))
+        rates.append((*sizes, *map(number, times), f"{a['speed_of_attention']:.2f}x"))
     parts.append(align(rates, text_columns=0))
     reasons = {n: r for a in document["attention"] for n, r in a["refused"].items()}
     return "\n\n".join([*parts, *(f"{name} refused: {why}" for name, why in reasons.items())])

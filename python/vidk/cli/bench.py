@@ -1,4 +1,4 @@
-"""`vidk bench`: time the ops, or a step of the model, against a copy and the public forms."""
+"""`vidk bench`: time the ops or a step of the model, or measure the accuracy of FP4 attention."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 DTYPES = ("float32", "bfloat16", "float16")
+ACCURACY = "fp4-accuracy"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,9 +16,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="time the ops against a copy and the public forms",
         description="Time every op on shapes of the Wan models, next to a plain copy, the op "
-        "sequence of the public code and torch.compile of the plain-PyTorch form, all in one run.",
+        "sequence of the public code and torch.compile of the plain-PyTorch form, all in one run. "
+        f"`vidk bench {ACCURACY}` measures the errors of FP4 recipes instead.",
     )
-    parser.add_argument("ops", metavar="op", nargs="*", help="ops to time (default: all)")
+    parser.add_argument(
+        "ops", metavar="op", nargs="*", help=f"ops to time (default: all), or {ACCURACY}"
+    )
     parser.add_argument(
         "--shape", nargs="+", metavar="NAME", help="1.3b-480p, 14b-480p or tiny (default: the two)"
     )
@@ -38,6 +42,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=int,
         metavar="N",
         help="layers of the model (default: at most 4)",
+    )
+    accuracy = parser.add_argument_group(ACCURACY)
+    accuracy.add_argument("--plot", metavar="OUT", help="write a picture, .png")
+    accuracy.add_argument(
+        "--model",
+        metavar="PATH",
+        help="checkpoint whose q and k are captured, and whose rollouts compared (default: the "
+        "bundled model)",
     )
     compare = parser.add_argument_group("compare two files of --json")
     compare.add_argument(
@@ -81,6 +93,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark; raise ValueError for anything the user can mend."""
     if args.compare:
         return _compare(args)
+    if ACCURACY in args.ops:
+        return _accuracy(args)
+    for what in ("plot", "model"):
+        if getattr(args, what):
+            raise ValueError(f"vidk bench: --{what}: got it without {ACCURACY}, which it is for")
 
     import torch
 
@@ -127,3 +144,30 @@ def _compare(args: argparse.Namespace) -> int:
     text, regressed = compare(before, after, args.percent, args.absolute_ms / 1e3)
     print(text)
     return int(regressed)
+
+
+def _accuracy(args: argparse.Namespace) -> int:
+    import torch
+
+    from vidk.bench.fp4_accuracy import run, table
+    from vidk.bench.fp4_plot import draw
+    from vidk.bench.report import check_writable, write_json
+    from vidk.media import check_output
+    from vidk.models.checkpoint import load_model
+
+    if args.ops != [ACCURACY]:
+        raise ValueError(f"vidk bench: op: got {ACCURACY} and others, expected it alone")
+    if args.json:
+        check_writable(args.json)
+    plot = check_output(args.plot, (".png",)) if args.plot else None
+    _at_least_one("--threads", args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = load_model(args.model, dtype=torch.float32) if args.model else None
+    document = run(quick=args.quick, model=model)
+    print(table(document))
+    if args.json:
+        write_json(document, args.json)
+    if plot:
+        draw(document, plot)
+    return 0

@@ -10,6 +10,7 @@ import time
 import torch
 
 from vidk._files import atomic_path
+from vidk.cache_kinds import NVFP4_RECIPES
 from vidk.cli import values
 from vidk.media import SUFFIXES, VideoWriter, check_output
 from vidk.models.config import CONFIGS
@@ -72,6 +73,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--window", type=values.whole(1), metavar="N", help="frames in the cache (default: 21)")
     add("--sink", type=values.whole(0), metavar="N", default=0, help="first frames that stay in it")
     add("--independent-first-frame", action="store_true", help="a first block of 1 frame")
+    add(
+        "--kv",
+        type=values.one_of(values.KV),
+        metavar="KIND",
+        help="keys and values in the cache: bf16, nvfp4 (FP4 keys), or fp8 (MXFP8 keys, FP8 "
+        "values) (default: both in the dtype of the model)",
+    )
+    add(
+        "--attention",
+        type=values.one_of(values.ATTENTION),
+        metavar="NAME",
+        default="auto",
+        help="fp4: on quantised keys, those of --kv nvfp4 unless --kv says fp8 (default: auto, as "
+        "--kv asks for)",
+    )
+    add(
+        "--fp4-recipe",
+        type=values.one_of(NVFP4_RECIPES),
+        metavar="NAME",
+        help=f"of --kv nvfp4: {values.either(NVFP4_RECIPES)}",
+    )
     add(
         "--steps",
         type=values.steps,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vidk.cache_kinds import QUANTISED_OPS, Plain
 from vidk.cli.plan import default_dtype, parameter_count, pixel_frames, whole_blocks
 from vidk.cli.system import kernel
 from vidk.cli.values import OptionError, option
@@ -22,13 +24,20 @@ from vidk.vae import Decoder, PreviewDecoder, WanVAEDecoder
 
 DEFAULT_CONFIG = "bundled"
 DEFAULT_PROMPT = "a red circle moves to the right"
-MODEL_OPS = ("qk_norm_rope_kv_write", "attention", "cross_attention")
+MODEL_OPS = (*Plain.ops, "cross_attention")
 
 
-def pick_device(name: str | None) -> tuple[torch.device, str | None]:
-    """Return the device of a run, and what the user should know about the choice."""
+def model_ops(kind: str) -> tuple[str, ...]:
+    """Return the ops of a forward whose cache is of a kind."""
+    return MODEL_OPS if kind == Plain.name else (*QUANTISED_OPS, "cross_attention")
+
+
+def pick_device(
+    name: str | None, ops: Sequence[str] = MODEL_OPS
+) -> tuple[torch.device, str | None]:
+    """Return the device of a run of some ops, and what the user should know about the choice."""
     gpu = torch.cuda.is_available()
-    missing = [op for op in MODEL_OPS if kernel(op, "cuda") is None] if gpu else []
+    missing = [op for op in ops if kernel(op, "cuda") is None] if gpu else []
     if name is None:
         if gpu and not missing:
             return torch.device("cuda"), None
@@ -46,9 +55,10 @@ def pick_device(name: str | None) -> tuple[torch.device, str | None]:
         if (device.index or 0) >= count:
             raise OptionError(f"--device: got {name}, expected one of the {count} GPUs here")
         if missing:
-            ops = ", ".join(missing)
+            lacking = ", ".join(missing)
             raise OptionError(
-                f"--device: got {name}, expected cpu, since this build has no CUDA kernel for {ops}"
+                f"--device: got {name}, expected cpu, since this build has no CUDA kernel for "
+                f"{lacking}"
             )
     return device, None
 

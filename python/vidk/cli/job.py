@@ -13,8 +13,10 @@ from torch import Tensor
 
 from vidk._version import __version__
 from vidk.bench.machine import cpu_model
-from vidk.cli.inputs import MODEL_OPS, ModelSource
-from vidk.cli.plan import Plan, cache_bytes
+from vidk.cache_kinds import Kind
+from vidk.cli.inputs import ModelSource, model_ops
+from vidk.cli.kv import DEFAULT_RECIPE
+from vidk.cli.plan import Plan, stored
 from vidk.cli.report import GraphCount, plural, summarize
 from vidk.cli.stream import LatentOutput, Run, VideoOutput, cancelled_by_ctrl_c, stream
 from vidk.cli.system import kernel, matmul_rate, peak_memory
@@ -35,6 +37,7 @@ class Job:
     source: ModelSource
     decoder: Decoder
     plan: Plan
+    kind: Kind
     given: Tensor | None
     prompt: PromptEmbeds
     prompt_source: str
@@ -83,13 +86,15 @@ class Job:
             say(f"{self.eager}; running eagerly")
             graphs = None
             result = self._attempt(model, progress)
+        cache = stored(self.source.config, self.plan, self.source.dtype, self.kind)
         # Before the rates are measured, which takes memory of its own.
         cuda = self.device.type == "cuda"
         memory = {
             "peak": peak_memory(),
             "peak_cuda": torch.cuda.max_memory_allocated(self.device) if cuda else None,
             "weights": self.source.parameters * self.source.dtype.itemsize,
-            "cache": cache_bytes(self.source.config, self.plan, self.source.dtype),
+            "cache": cache.bytes,
+            "key_row": cache.key_row_bytes,
         }
         del model
         rates = {
@@ -112,6 +117,8 @@ class Job:
             block_frames=args.block,
             independent_first_frame=args.independent_first_frame,
             schedule=self.schedule,
+            kind=self.kind.name,
+            recipe=args.fp4_recipe or DEFAULT_RECIPE,
             seed=args.seed,
             # Every shape of a run is fixed; a first frame of its own is a second graph.
             compile=False if self.eager else {"dynamic": False},
@@ -181,6 +188,7 @@ class Job:
                 "window": plan.slots,
                 "sink": plan.sink,
             },
+            "cache": {"kind": self.kind.name, "recipe": self.kind.recipe},
             "schedule": {
                 "timesteps": self.schedule.timesteps,
                 "shift": args.shift,
@@ -188,7 +196,7 @@ class Job:
             },
             "decoder": None if self.writes_latents else self.decoder.description,
             "compile": {"compiled": graphs is not None, "reason": self.eager, **counts},
-            "kernels": {op: kernel(op, device.type) for op in MODEL_OPS},
+            "kernels": {op: kernel(op, device.type) for op in model_ops(self.kind.name)},
             "times": {"condition": result.condition, **times},
             "matmul_flops_per_second": rates,
             "memory": memory,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vidk.cache_kinds import Kind, Sizes, key_row_bytes
 from vidk.cli.system import bytes_text, free_memory
 from vidk.cli.values import OptionError
 from vidk.models.config import WanConfig
@@ -125,11 +126,28 @@ def make_plan(
     return Plan(size, (height, width), frames, given, tuple(blocks), slots, sink)
 
 
-def cache_bytes(config: WanConfig, plan: Plan, dtype: torch.dtype) -> int:
-    """Return the bytes of the KV cache."""
+@dataclass(frozen=True)
+class CacheSize:
+    """Bytes of the whole KV cache, and of a cached key of one head."""
+
+    bytes: int
+    key_row_bytes: float
+
+
+def stored(config: WanConfig, plan: Plan, dtype: torch.dtype, kind: Kind) -> CacheSize:
+    """Return what the KV cache of a run takes."""
     _, ph, pw = config.patch_size
-    tokens = plan.slots * (plan.latent[0] // ph) * (plan.latent[1] // pw)
-    return 2 * config.num_layers * tokens * config.dim * dtype.itemsize
+    sizes = Sizes(
+        layers=config.num_layers,
+        batch=1,
+        heads=config.num_heads,
+        head_dim=config.head_dim,
+        frames=plan.slots,
+        frame_tokens=(plan.latent[0] // ph) * (plan.latent[1] // pw),
+        dtype=dtype,
+    )
+    tensors = kind.stored(sizes)
+    return CacheSize(sum(s.bytes for s in tensors.values()), key_row_bytes(tensors, sizes))
 
 
 def parameter_count(config: WanConfig) -> int:
@@ -138,13 +156,13 @@ def parameter_count(config: WanConfig) -> int:
 
 
 def check_memory(
-    config: WanConfig, plan: Plan, dtype: torch.dtype, device: torch.device, parameters: int
+    cache: CacheSize, dtype: torch.dtype, device: torch.device, parameters: int
 ) -> None:
     """Raise MemoryError if weights and cache cannot fit: Linux would kill the process instead."""
-    weights, cache = parameters * dtype.itemsize, cache_bytes(config, plan, dtype)
+    weights = parameters * dtype.itemsize
     free = free_memory(device)
-    if free is not None and weights + cache > free:
+    if free is not None and weights + cache.bytes > free:
         raise MemoryError(
-            f"the weights need {bytes_text(weights)} and the cache {bytes_text(cache)}, "
+            f"the weights need {bytes_text(weights)} and the cache {bytes_text(cache.bytes)}, "
             f"{bytes_text(free)} are free on {device}"
         )

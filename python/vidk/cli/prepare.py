@@ -8,14 +8,15 @@ import torch
 
 from vidk.cli import plan as plans
 from vidk.cli.inputs import (
-    MODEL_OPS,
     FirstFrames,
     ModelSource,
     load_decoder,
     load_prompt,
+    model_ops,
     pick_device,
 )
 from vidk.cli.job import Job
+from vidk.cli.kv import choose_kind, kind_name
 from vidk.cli.system import compile_obstacle, kernel
 from vidk.cli.values import OptionError
 from vidk.rollout import Schedule
@@ -23,15 +24,17 @@ from vidk.rollout import Schedule
 
 def prepare(args: argparse.Namespace) -> Job:
     """Check the command line and load all but the weights; raise ValueError for what is wrong."""
-    device, note = pick_device(args.device)
+    ops = model_ops(kind_name(args))
+    device, note = pick_device(args.device, ops)
     notes = [note] if note else []
-    missing = [op for op in MODEL_OPS if kernel(op, device.type) is None]
+    missing = [op for op in ops if kernel(op, device.type) is None]
     if missing:
         raise OptionError(
             f"--device: got {device}, for which this build has no kernel of {', '.join(missing)} "
             "(vidk env says why)"
         )
     source = ModelSource.of(args)
+    kind = choose_kind(args, source.config, source.dtype, device)
     eager = _why_eager(args.mode, device)
     schedule = Schedule(args.steps, shift=args.shift)
     decoder = load_decoder(args, source.config, device)
@@ -50,7 +53,8 @@ def prepare(args: argparse.Namespace) -> Job:
         single_first=args.independent_first_frame,
         given=0 if given is None else given.size(1),
     )
-    plans.check_memory(source.config, plan, source.dtype, device, source.parameters)
+    stored = plans.stored(source.config, plan, source.dtype, kind)
+    plans.check_memory(stored, source.dtype, device, source.parameters)
     prompt, prompt_source = load_prompt(args, source.config, device)
     if args.model and not (args.prompt_embeds or args.text_encoder):
         notes.append(
@@ -63,6 +67,7 @@ def prepare(args: argparse.Namespace) -> Job:
         source=source,
         decoder=decoder,
         plan=plan,
+        kind=kind,
         given=given,
         prompt=prompt.to(device, source.dtype),
         prompt_source=prompt_source,

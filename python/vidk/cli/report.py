@@ -129,6 +129,7 @@ def as_text(report: dict[str, Any]) -> str:
             f"timesteps {' '.join(f'{t:.4g}' for t in schedule['timesteps'])}, shift "
             f"{schedule['shift']:g}, then a clean re-run; seed {schedule['seed']}",
         ),
+        *_cache(report["cache"]),
         ("decoder", report["decoder"] or "none, latents are written"),
         ("graphs", _graphs(report["compile"])),
         *(("kernels" if i == 0 else "", text) for i, text in enumerate(kernels)),
@@ -142,6 +143,11 @@ def as_text(report: dict[str, Any]) -> str:
         *(("note", text) for text in report["notes"]),
     ]
     return "\n".join(f"{name:9}{text}" for name, text in rows)
+
+
+def _cache(cache: dict[str, Any]) -> list[tuple[str, str]]:
+    recipe = cache["recipe"]
+    return [("cache", f"{cache['kind']}, keys quantised by the recipe {recipe}")] if recipe else []
 
 
 def _times(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -204,7 +210,10 @@ def _memory(memory: dict[str, Any]) -> str:
     text = f"{bytes_text(memory['peak'])} at most in the process"
     if memory["peak_cuda"] is not None:
         text += f", {bytes_text(memory['peak_cuda'])} on the GPU"
-    return f"{text}; weights {bytes_text(memory['weights'])}, cache {bytes_text(memory['cache'])}"
+    return (
+        f"{text}; weights {bytes_text(memory['weights'])}, cache {bytes_text(memory['cache'])}, "
+        f"{memory['key_row']:.4g} B a key"
+    )
 
 
 def _seconds(value: float) -> str:

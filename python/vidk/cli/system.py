@@ -24,6 +24,8 @@ _CPU_KERNELS = {
     "attention": "ATen flash attention on the valid prefix",
     "cross_attention": "ATen flash attention, padding folded",
     "nvfp4_quantize": "vidk C++, {isa}",
+    "qk_norm_rope_nvfp4_kv_write": "vidk C++, {isa}",
+    "fp4_attention": "vidk C++, {isa}",
 }
 _ENOUGH_S = 0.05
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 DTYPES = ("float32", "bfloat16", "float16")
+KV = ("bf16", "nvfp4", "fp8")
+ATTENTION = ("auto", "fp4")
 
 
 class OptionError(ValueError):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidk.cache import KVCache
+from vidk.cache_kinds import SORTED_RECIPES, channel_order
 from vidk.models.config import WanConfig
 from vidk.models.context import TextContext
 from vidk.models.layers import (
@@ -22,8 +23,10 @@ from vidk.models.layers import (
     norm_eps,
     timestep_embedding,
 )
-from vidk.ops.attention import attention, cross_attention
-from vidk.ops.norm_rope import qk_norm_rope_kv_write
+from vidk.ops.attention import cross_attention
+
+# What a cache's `write` returns and its `read` takes.
+Query = tuple[Tensor, ...]
 
 
 class SelfAttention(nn.Module):
@@ -36,32 +39,33 @@ class SelfAttention(nn.Module):
         self.norm_q = RMSNorm(config)
         self.norm_k = RMSNorm(config)
 
-    def write(self, x: Tensor, cache: KVCache, layer: int, frames: int) -> Tensor:
-        """Cache the keys and values of `[B, F, n, C]`; return rotated queries `[B, S, H, D]`."""
+    def write(self, x: Tensor, cache: KVCache, layer: int, frames: int) -> Query:
+        """Cache the keys and values of `[B, F, n, C]`; return the query as the cache reads it."""
         heads = (self.heads, -1)
         q, k, v = (f(x).flatten(1, 2).unflatten(2, heads) for f in (self.q, self.k, self.v))
-        return qk_norm_rope_kv_write(
-            q,
-            k,
-            v,
-            self.norm_q.weight,
-            self.norm_k.weight,
-            norm_eps(self.config),
-            cache.frame_pos.narrow(0, 0, frames),
-            cache.frame_slot.narrow(0, 0, frames),
-            cache.rope.time,
-            cache.rope.space,
-            cache.height,
-            cache.width,
-            cache.k.select(0, layer),
-            cache.v.select(0, layer),
-        )
+        weights = (self.norm_q.weight, self.norm_k.weight)
+        return cache.write(layer, frames, (q, k, v), weights, norm_eps(self.config))
 
-    def read(self, q: Tensor, cache: KVCache, layer: int) -> Tensor:
+    def read(self, q: Query, cache: KVCache, layer: int) -> Tensor:
         """Attend to the valid part of the cache; return `[B, F, n, C]`."""
-        out = attention(q, cache.k.select(0, layer), cache.v.select(0, layer), cache.kv_len)
-        assert isinstance(out, Tensor)
+        # Attention over FP8 values has bfloat16 results.
+        out = cache.read(layer, q).type_as(self.o.weight)
         return self.o(out.flatten(2)).unflatten(1, (-1, cache.frame_tokens))
+
+    def channel_order(self) -> Tensor:
+        """Return `cache_kinds.channel_order` of the heads, `[H, D]`, as far as weights tell it.
+
+        Hidden states are layer-normed: were their channels independent, a projected channel would
+        have the squared norm of its row of weights, and the square of its bias.
+        """
+
+        def energy(linear: nn.Linear, norm: RMSNorm) -> Tensor:
+            sizes = linear.weight.float().square().sum(1)
+            if linear.bias is not None:
+                sizes = sizes + linear.bias.float().square()
+            return (sizes * norm.weight.float().square()).unflatten(0, (self.heads, -1))
+
+        return channel_order(energy(self.q, self.norm_q), energy(self.k, self.norm_k))
 
 
 class CrossAttention(nn.Module):
@@ -107,14 +111,14 @@ class Block(nn.Module):
             Linear(config.ffn_dim, config.dim),
         )
 
-    def fill(self, x: Tensor, time: Tensor, cache: KVCache) -> Tensor:
+    def fill(self, x: Tensor, time: Tensor, cache: KVCache) -> Query:
         """Write this layer's keys and values; return the queries."""
         shift, scale = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[:2]
         y = layer_norm(x, self.config) * (1 + scale) + shift
         return self.self_attn.write(y, cache, self.layer, time.size(1))
 
     def attend(
-        self, x: Tensor, q: Tensor, time: Tensor, cache: KVCache, context: TextContext
+        self, x: Tensor, q: Query, time: Tensor, cache: KVCache, context: TextContext
     ) -> Tensor:
         """Self-attention over the cache, cross-attention and FFN; return the new `[B, F, n, C]`."""
         gate1, shift, scale, gate2 = (self.modulation.unsqueeze(1) + time).chunk(6, dim=2)[2:]
@@ -182,8 +186,13 @@ class CausalWan(nn.Module):
         batch: int = 1,
         block_frames: int = 3,
         dtype: torch.dtype | None = None,
+        kind: str = "plain",
+        recipe: str = "default",
     ) -> KVCache:
-        """Return a KV cache of `frames` slots for latents of a size. See `vidk.cache.KVCache`."""
+        """Return a KV cache of `frames` slots for latents of a size. See `vidk.cache.KVCache`.
+
+        For recipes that profit from an order of the channels it is computed from the weights.
+        """
         _, ph, pw = self.config.patch_size
         if latent_height % ph or latent_width % pw or latent_height < ph or latent_width < pw:
             raise ValueError(
@@ -191,6 +200,9 @@ class CausalWan(nn.Module):
                 f"multiples of the patch {ph} x {pw}"
             )
         weight = self.patch_embedding.weight
+        perm = None
+        if kind == "nvfp4" and recipe in SORTED_RECIPES:
+            perm = torch.stack([block.self_attn.channel_order() for block in self.blocks])
         return KVCache(
             layers=self.config.num_layers,
             heads=self.config.num_heads,
@@ -203,6 +215,9 @@ class CausalWan(nn.Module):
             block_frames=block_frames,
             dtype=dtype or weight.dtype,
             device=weight.device,
+            kind=kind,
+            recipe=recipe,
+            perm=perm,
         )
 
     def new_context(self, batch: int = 1) -> TextContext:
@@ -275,11 +290,11 @@ class CausalWan(nn.Module):
             x = block.attend(x, q, time, cache, context)
         q = last.fill(x, time, cache)
 
-        def flow(x: Tensor, q: Tensor) -> Tensor:
+        def flow(x: Tensor, q: Query) -> Tensor:
             y = last.attend(x, q, time, cache, context)
             return self._unpatchify(self.head(y, emb.unsqueeze(2)), cache)
 
-        def nothing(x: Tensor, q: Tensor) -> Tensor:
+        def nothing(x: Tensor, q: Query) -> Tensor:
             _, ph, pw = self.config.patch_size
             size = (self.config.out_channels, cache.height * ph, cache.width * pw)
             return x.new_zeros(x.size(0), x.size(1), *size)

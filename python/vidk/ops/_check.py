@@ -5,6 +5,8 @@ Every message is one sentence: `vidk::op: argument: got X, expected Y (hint)`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,11 @@ def activation(op: str, arg: str, x: Tensor) -> None:
     """Check a `[B, S, H, D]` tensor of a float type with contiguous D."""
     check(x.dim() == 4, op, arg, f"shape {shape_of(x)}", "4 dimensions [B, S, H, D]")
     floating(op, arg, x)
+    unit_stride(op, arg, x)
+
+
+def unit_stride(op: str, arg: str, x: Tensor) -> None:
+    """Check that the last of four dimensions is contiguous."""
     check(
         x.size(3) <= 1 or x.stride(3) == 1,
         op,
@@ -54,6 +61,22 @@ def activation(op: str, arg: str, x: Tensor) -> None:
         "stride 1",
         "call .contiguous()",
     )
+
+
+def shaped(op: str, arg: str, x: Tensor, sizes: Sequence[int], what: str) -> None:
+    """Check a shape of which every size is known; `what` names them."""
+    check(
+        x.dim() == len(sizes) and all(m == n for m, n in zip(x.shape, sizes, strict=True)),
+        op,
+        arg,
+        f"shape {shape_of(x)}",
+        f"{what} = [{', '.join(str(n) for n in sizes)}]",
+    )
+
+
+def dense(op: str, arg: str, x: Tensor) -> None:
+    """Check that a tensor has no strides of its own."""
+    check(x.is_contiguous(), op, arg, "a strided tensor", "a contiguous one", "call .contiguous()")
 
 
 def like(op: str, arg: str, x: Tensor, ref_arg: str, ref: Tensor) -> None:

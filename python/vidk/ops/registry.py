@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidk import reference
-from vidk.ops import attention, exchange, kv_cache, norm_rope, nvfp4, rope
+from vidk.ops import attention, exchange, fp4_attention, fp4_kv, kv_cache, norm_rope, nvfp4, rope
 from vidk.rope import band_pairs, freq_table
 
 Args = tuple[tuple[Any, ...], dict[str, Any]]
@@ -195,6 +195,43 @@ def _nvfp4_quantize_sample(shape: BlockShape, *args: Any) -> Args:
     return (_Sampler(_whole_scales(shape), *args).qkv()[0],), {}
 
 
+def _fp4_kv_sample(shape: BlockShape, *args: Any) -> Args:
+    shape = _heads_of_128(shape)
+    values, _ = _norm_rope_sample(shape, *args)
+    *rest, _, v_cache = values
+    b, capacity, h, dim = v_cache.shape
+    tiles = shape.cache_frames * -(-shape.frame_tokens // 128)
+    codes = v_cache.new_zeros((b, h, capacity, dim // 2), dtype=torch.uint8)
+    scales = v_cache.new_zeros((b, h, tiles, dim // 64, 32, 4, 4), dtype=torch.float8_e4m3fn)
+    mean = v_cache.new_zeros((b, h, tiles, dim), dtype=torch.bfloat16)
+    return (*rest, codes, scales, mean, v_cache), {}
+
+
+def _heads_of_128(shape: BlockShape) -> BlockShape:
+    """Return the shape with a head dim that the CUDA kernels of FP4 attention take."""
+    return replace(shape, head_dim=-(-shape.head_dim // 128) * 128)
+
+
+def _fp4_attention_sample(shape: BlockShape, *args: Any) -> Args:
+    """Codes of random bits under the default recipe, with scales that make them about normal."""
+    s = _Sampler(_heads_of_128(shape), *args)
+    shape = s.shape
+    b, h, dim, rows = shape.batch, shape.heads, shape.head_dim, shape.frame_tokens
+
+    def quantized(slots: int, rows: int) -> tuple[Tensor, Tensor]:
+        size = (b, h, slots * rows, dim // 2)
+        codes = torch.randint(256, size, dtype=torch.uint8, generator=s.generator)
+        scales = 0.2 + 0.25 * torch.rand(b, h, slots, rows, dim // 16, generator=s.generator)
+        tiles = reference.nvfp4.swizzle_scales(scales.to(torch.float8_e4m3fn)).flatten(2, 3)
+        return codes.to(s.device), tiles.contiguous().to(s.device)
+
+    keys = quantized(shape.cache_frames, rows)
+    mean = s.randn(b, h, keys[1].size(2), dim).bfloat16()
+    kv_len = s.ints([shape.kv_frames * rows])
+    args_ = (*quantized(1, shape.tokens), *keys, s.caches()[1], kv_len, rows)
+    return args_, {"q": s.qkv()[0], "k_mean": 0.1 * mean}
+
+
 def _block_bytes(shape: BlockShape, dtype: torch.dtype) -> int:
     return shape.batch * shape.tokens * shape.heads * shape.head_dim * dtype.itemsize
 
@@ -234,6 +271,29 @@ def _nvfp4_quantize_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
     return Cost(n, elements // 2 + elements // nvfp4.BLOCK, 0)
 
 
+def _fp4_kv_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    """Return the floor of the default recipe: q is returned, and keys have means."""
+    shape = _heads_of_128(shape)
+    n = _block_bytes(shape, dtype)
+    elements = n // dtype.itemsize
+    rows = 2 * (elements // 2 + elements // nvfp4.BLOCK)
+    tiles = shape.batch * shape.heads * shape.frames * -(-shape.frame_tokens // 128)
+    return Cost(3 * n, 2 * n + rows + 2 * tiles * shape.head_dim, 14 * elements)
+
+
+def _fp4_attention_cost(shape: BlockShape, dtype: torch.dtype) -> Cost:
+    """Return the floor of the default recipe: q is read as it was, too."""
+    shape = _heads_of_128(shape)
+    n = _block_bytes(shape, dtype)
+    elements = n // dtype.itemsize
+    keys = shape.kv_frames * shape.frame_tokens
+    codes = shape.batch * shape.heads * (shape.head_dim // 2 + shape.head_dim // nvfp4.BLOCK)
+    means = shape.batch * shape.heads * shape.kv_frames * -(-shape.frame_tokens // 128)
+    lse = 4 * shape.batch * shape.heads * shape.tokens
+    read = n + n * keys // shape.tokens + codes * (shape.tokens + keys) + 2 * means * shape.head_dim
+    return Cost(read, n + lse, 4 * elements * keys)
+
+
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
@@ -268,6 +328,17 @@ OPS: dict[str, Op] = {
             cost=_norm_rope_cost,
             floor="read q, k, v + write q, k, v, once",
             mutates=("k_cache", "v_cache"),
+        ),
+        Op(
+            name="qk_norm_rope_nvfp4_kv_write",
+            family="fp4_kv",
+            schema=fp4_kv.SCHEMA,
+            function=fp4_kv.qk_norm_rope_nvfp4_kv_write,
+            reference=reference.qk_norm_rope_nvfp4_kv_write,
+            sample=_fp4_kv_sample,
+            cost=_fp4_kv_cost,
+            floor="read q, k, v + write q and v, and the codes, scales and means of q and k, once",
+            mutates=("k_codes", "k_scales", "k_mean", "v_cache"),
         ),
         Op(
             name="qk_norm_rope_pack",
@@ -309,6 +380,16 @@ OPS: dict[str, Op] = {
             sample=_cross_attention_sample,
             cost=_cross_attention_cost,
             floor="4 S (text tokens + 1) H D FLOPs at the library's best rate",
+        ),
+        Op(
+            name="fp4_attention",
+            family="fp4_attention",
+            schema=fp4_attention.SCHEMA,
+            function=fp4_attention.fp4_attention,
+            reference=reference.fp4_attention,
+            sample=_fp4_attention_sample,
+            cost=_fp4_attention_cost,
+            floor="4 S kv_len H D FLOPs, half of them at the rate of FP4",
         ),
         Op(
             name="nvfp4_quantize",

@@ -17,6 +17,11 @@ from vidk.reference.exchange import (
     unpack_kv_write,
     unpack_kv_write_public,
 )
+from vidk.reference.fp4_attention import fp4_attention, fp4_attention_public
+from vidk.reference.fp4_kv import (
+    qk_norm_rope_nvfp4_kv_write,
+    qk_norm_rope_nvfp4_kv_write_public,
+)
 from vidk.reference.kv_cache import kv_cache_write, kv_cache_write_public
 from vidk.reference.norm_rope import qk_norm_rope_kv_write, qk_norm_rope_kv_write_public
 from vidk.reference.nvfp4 import nvfp4_quantize, nvfp4_quantize_public
@@ -27,12 +32,16 @@ __all__ = [
     "attention_public",
     "cross_attention",
     "cross_attention_public",
+    "fp4_attention",
+    "fp4_attention_public",
     "kv_cache_write",
     "kv_cache_write_public",
     "nvfp4_quantize",
     "nvfp4_quantize_public",
     "qk_norm_rope_kv_write",
     "qk_norm_rope_kv_write_public",
+    "qk_norm_rope_nvfp4_kv_write",
+    "qk_norm_rope_nvfp4_kv_write_public",
     "qk_norm_rope_pack",
     "qk_norm_rope_pack_public",
     "rope_3d",

@@ -8,15 +8,12 @@ rows share straddles two slots, so a slot can be overwritten while its neighbour
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vidk.reference import nvfp4
-from vidk.reference.norm_rope import rms_norm
-from vidk.reference.rope import rope_3d
 
 TILE = 128  # rows of q or k that share a block of scales; keys of a tile share a mean
 SAMPLES = 16  # rows of a tile that its mean is taken over
@@ -101,7 +98,7 @@ def key_means(x: Tensor) -> Tensor:
     return torch.stack(means, -2).bfloat16()
 
 
-def _encode_slots(
+def encode_slots(
     x: Tensor, role: str, recipe: Recipe, perm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantise `[B, F, R, H, D]`: codes `[B, H, F, R, bytes]`, tiles of scales, means if any."""
@@ -131,93 +128,12 @@ def fp4_quantize(
     """
     rows = x.size(1) if frame_tokens is None else frame_tokens
     slots = x.unflatten(1, (-1, rows))
-    codes, scales, mean = _encode_slots(slots, role, RECIPES[recipe], perm)
+    codes, scales, mean = encode_slots(slots, role, RECIPES[recipe], perm)
     flat = None if mean is None else mean.flatten(2, 3)
     return codes.flatten(2, 3).contiguous(), scales.flatten(2, 3).contiguous(), flat
-
-
-def qk_norm_rope_nvfp4_kv_write(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    eps: float,
-    frame_pos: Tensor,
-    frame_slot: Tensor,
-    time_freqs: Tensor,
-    space_freqs: Tensor,
-    height: int,
-    width: int,
-    k_codes: Tensor,
-    k_scales: Tensor,
-    k_mean: Tensor | None,
-    v_cache: Tensor,
-    *,
-    recipe: str = "default",
-    perm: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vidk.ops.qk_norm_rope_nvfp4_kv_write`."""
-    tables = (frame_pos, time_freqs, space_freqs, height, width)
-    q, k = (
-        rope_3d(rms_norm(x.flatten(2), w, eps).view(x.shape), *tables)
-        for x, w in ((q, q_weight), (k, k_weight))
-    )
-    rows = height * width
-    frames = q.size(1) // rows
-    codes, scales, mean = _encode_slots(k.unflatten(1, (-1, rows)), "k", RECIPES[recipe], perm)
-    if v_cache.dtype == torch.float8_e4m3fn:
-        v = nvfp4.e4m3_encode(v.float())
-    slots = frame_slot[:frames].tolist()
-    for i, slot in enumerate(slots):
-        tokens = slice(slot * rows, (slot + 1) * rows)
-        tiles = slice(slot * tiles_of(rows), (slot + 1) * tiles_of(rows))
-        k_codes[:, :, tokens] = codes[:, :, i]
-        k_scales.view(torch.uint8)[:, :, tiles] = scales.view(torch.uint8)[:, :, i]
-        if mean is not None and k_mean is not None:
-            k_mean[:, :, tiles] = mean[:, :, i]
-        v_cache.view(v.dtype)[:, tokens] = v[:, i * rows : (i + 1) * rows]
-    q_codes, q_scales, _ = fp4_quantize(q, role="q", recipe=recipe, perm=perm)
-    return q if RECIPES[recipe].mean else q[:, :0], q_codes, q_scales
 
 
 def unswizzled(scales: Tensor, rows: int, slots: int = 1) -> Tensor:
     """Return scales row by row, `[B, H, slots * rows, columns]`, of `[B, H, tiles, ...]`."""
     per_slot = scales.unflatten(2, (slots, -1))
     return nvfp4.unswizzle_scales(per_slot, rows, 4 * scales.size(3)).flatten(2, 3)
-
-
-def fp4_attention(
-    q_codes: Tensor,
-    q_scales: Tensor,
-    k_codes: Tensor,
-    k_scales: Tensor,
-    v_cache: Tensor,
-    kv_len: Tensor,
-    frame_tokens: int,
-    *,
-    q: Tensor | None = None,
-    k_mean: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See `vidk.ops.fp4_attention`; float64 arithmetic, one rounding."""
-    n = int(kv_len)
-    b, h, s, _ = q_codes.shape
-    scale = 1 / math.sqrt(v_cache.size(3)) if scale is None else scale
-    dtype = v_cache.dtype if q is None else q.dtype
-    dtype = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
-    if n == 0:
-        lse = torch.full((b, h, s), -math.inf, device=q_codes.device)
-        return v_cache.new_zeros((b, s, h, v_cache.size(3)), dtype=dtype), lse
-    slots = k_codes.size(2) // frame_tokens
-    q_rows = decode_rows(q_codes, unswizzled(q_scales, s)).double()
-    k_rows = decode_rows(k_codes, unswizzled(k_scales, frame_tokens, slots)).double()[:, :, :n]
-    logits = q_rows @ k_rows.transpose(-1, -2)
-    if k_mean is not None and q is not None:
-        token = torch.arange(n, device=q.device)
-        tile = token // frame_tokens * tiles_of(frame_tokens) + token % frame_tokens // TILE
-        shift = torch.einsum("bshd,bhtd->bhst", q.double(), k_mean.double())
-        logits = logits + shift[..., tile]
-    logits = logits * scale
-    out = torch.einsum("bhst,bthd->bshd", logits.softmax(-1), v_cache[:, :n].double())
-    return out.to(dtype).contiguous(), logits.logsumexp(-1).float()

@@ -52,14 +52,28 @@ def e4m3_encode(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), _E4M3_NAN_CODE, rounded).view(torch.float8_e4m3fn)
 
 
-def e8m0_encode(x: Tensor) -> Tensor:
-    """Round float32 magnitudes up to powers of two, as float8_e8m0fnu from 2**-127 to 2**127."""
+def e8m0_code(x: Tensor) -> Tensor:
+    """Round float32 magnitudes up to powers of two, 2**-127 to 2**127; return exponents + 127.
+
+    In uint8, 255 for a NaN: the bits of float8_e8m0fnu, a type that compilers hardly know.
+    """
     bits = x.view(torch.int32)
     exponent, fraction = bits >> 23, bits & 0x7FFFFF
     # A subnormal lies below 2**-126, and below 2**-127 if its fraction is at most half.
     up = torch.where(exponent == 0, fraction > 0x400000, fraction > 0)
     code = torch.where(x.isnan(), 255, (exponent + up).clamp(max=254))
-    return code.to(torch.uint8).view(torch.float8_e8m0fnu)
+    return code.to(torch.uint8)
+
+
+def e8m0_value(code: Tensor) -> Tensor:
+    """Return the float32 powers of two of `e8m0_code`."""
+    value = torch.where(code == 0, 0x400000, code.int() << 23).view(torch.float32)
+    return torch.where(code == 255, torch.nan, value)
+
+
+def e8m0_encode(x: Tensor) -> Tensor:
+    """Return `e8m0_code` as float8_e8m0fnu."""
+    return e8m0_code(x).view(torch.float8_e8m0fnu)
 
 
 def pack(code: Tensor) -> Tensor:
@@ -183,15 +197,21 @@ def nvfp4_dequantize(packed: Tensor, scales: Tensor) -> Tensor:
     return dequantize(unpack(packed), scales)
 
 
+def mxfp8_codes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `mxfp8_quantize` with scales as `e8m0_code` has them."""
+    blocks = x.float().unflatten(-1, (-1, 32))
+    scales = e8m0_code(_divided(_largest(blocks), E4M3_MAX))
+    return e4m3_encode(blocks / e8m0_value(scales)[..., None]).flatten(-2), scales
+
+
 def mxfp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise the last dimension of x to float8_e4m3fn and a float8_e8m0fnu scale per 32 elements.
 
     The scale is the largest magnitude divided by 448, rounded up to a power of two: no code
     saturates. A NaN makes the scale NaN.
     """
-    blocks = x.float().unflatten(-1, (-1, 32))
-    scales = e8m0_encode(_divided(_largest(blocks), E4M3_MAX))
-    return e4m3_encode(blocks / scales.float()[..., None]).flatten(-2), scales
+    code, scales = mxfp8_codes(x)
+    return code, scales.view(torch.float8_e8m0fnu)
 
 
 def mxfp8_dequantize(code: Tensor, scales: Tensor) -> Tensor:

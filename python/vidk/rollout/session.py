@@ -66,6 +66,7 @@ class Session:
     independent_first_frame : the video's first block has a single frame.
     schedule : denoising steps; default 4 steps at shift 5.
     context_noise : timestep of the clean re-run.
+    kind, recipe : what the cache keeps, see `vidk.cache.KVCache`.
     seed, noise : seed of the noise, or a source of one's own instead.
     compile : compile the model with `torch.compile(fullgraph=True)`; a mapping is handed to
         `torch.compile` as further options.
@@ -84,6 +85,8 @@ class Session:
         independent_first_frame: bool = False,
         schedule: Schedule | None = None,
         context_noise: float = 0.0,
+        kind: str = "plain",
+        recipe: str = "default",
         seed: int = 0,
         noise: Noise | None = None,
         compile: bool | Mapping[str, Any] = False,
@@ -103,7 +106,13 @@ class Session:
         self.latent_size = latent_size
         self.batch = embeds.size(0)
         self.cache = model.new_cache(
-            *latent_size, frames, sink=sink, batch=self.batch, block_frames=block_frames
+            *latent_size,
+            frames,
+            sink=sink,
+            batch=self.batch,
+            block_frames=block_frames,
+            kind=kind,
+            recipe=recipe,
         )
         self.context = model.new_context(self.batch)
         model.encode_text(embeds, lens, self.context)
