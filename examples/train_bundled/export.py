@@ -1,4 +1,4 @@
-"""Write the package data: the averaged weights in bfloat16, the codec, and where they come from.
+"""Write the package data: the weights in bfloat16, the codec, and where they come from.
 
 python export.py FOLDER [EVAL.json]
 """
@@ -39,9 +39,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("report", type=Path, nargs="?", help="of `vidk eval --json` on the weights")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema")
     o = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
-    model, done = averaged_model(o.folder)
+    model, done = averaged_model(o.folder, o.weights)
     weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items()}
     save_file(weights, FOLDER / MODEL)
     codec = {
@@ -51,6 +52,8 @@ def main() -> None:
     save_file(codec, FOLDER / CODEC)
     told = {
         "exported_by": revision(),
+        "seed": done["stages"][-1]["seed"],
+        "weights": o.weights,
         "steps": done["step"],
         "clips": done["clips"],
         "hours": round(done["seconds"] / 3600, 3),
