@@ -167,7 +167,7 @@ def _norm_rope_plain(call: Call) -> Contender:
 def _fp4_kv(call: Call) -> Contender:
     """Library ops step by step; a compiler fuses them but for the rotation."""
     caches = call.mutated()
-    freqs = public_freqs(call.shape.head_dim, call.device)
+    freqs = public_freqs(call.args["q"].size(3), call.device)
     where = (freqs, _start_frame(call), call.grid, *caches, call.row)
     args = tuple(call.args[name] for name in _NORM_ARGS)
     return Contender(reference.qk_norm_rope_nvfp4_kv_write_public, (*args, *where), caches)
