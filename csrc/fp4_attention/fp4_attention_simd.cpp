@@ -201,7 +201,8 @@ class HeadRows {
       for (int64_t d = 0; d < args_.dim; ++d) row_[d] = panel.out[d * kPanel + r] / panel.sum[r];
       const int64_t at = ((batch_ * args_.tokens + token) * args_.heads + head_) * args_.dim;
       narrow_row<Format>(row_, args_.dim, static_cast<char*>(args_.out) + at * element);
-      // In float: the double logarithm of newer C libraries is another symbol, which older ones lack.
+      // In float: the double logarithm of newer C libraries is another symbol, which older ones
+      // lack.
       args_.lse[head_index() * args_.tokens + token] =
           static_cast<float>(panel.most[r] * kLn2 + std::log(panel.sum[r]));
     }
