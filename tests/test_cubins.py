@@ -31,6 +31,8 @@ CODE = {
         "UTCOMMA.4X",
         "UTCQMMA",
     ),
+    ("vidk_fp4_attention_sm90_nvfp4_d128_bf16", "sm_90a"): ("HGMMA.64x128x16.F32.BF16",),
+    ("vidk_fp4_attention_portable_nvfp4_d128_bf16", "sm_80"): ATTENTION,
 }
 
 
