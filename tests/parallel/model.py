@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import tiny_model, tiny_prompt
+from vidk.cache import KVCache
 from vidk.cli.report import GraphCount
 from vidk.models import CausalWan
 from vidk.parallel import Exchange, choose_sharding, make_exchange
@@ -31,8 +32,8 @@ def exchange(
 ) -> Exchange | None:
     """Return this rank's part of a sharding among the first ranks; every rank calls this."""
     sharding = choose_sharding(
-        model_of(heads, channels).config, ranks=ranks, frame_tokens=SIZE[0] * SIZE[1] // 4, frames=3,
-        itemsize=4, **options,
+        model_of(heads, channels).config, ranks=ranks, frame_tokens=SIZE[0] * SIZE[1] // 4,
+        frames=3, itemsize=4, **options,
     )  # fmt: skip
     return make_exchange(sharding, range(ranks))
 
@@ -98,7 +99,12 @@ class Counted(TorchDispatchMode):
 
 
 def counted_forwards(
-    ranks: int, heads: int, pattern: str, kind: str, channels: int = CHANNELS, **options: Any
+    ranks: int,
+    heads: int,
+    pattern: str,
+    kind: str,
+    options: Mapping[str, Any] | None = None,
+    channels: int = CHANNELS,
 ) -> Any:
     """Return the sharding, and what each forward of a rollout sent; one count a forward."""
     part = exchange(ranks, heads, channels=channels, pattern=pattern, kind=kind)
@@ -106,7 +112,7 @@ def counted_forwards(
         return None
     model = model_of(heads, channels)
     model.parallelize(part)
-    session = Session(model, *tiny_prompt(model), SIZE, frames=6, sink=1, **options)
+    session = Session(model, *tiny_prompt(model), SIZE, frames=6, sink=1, **(options or {}))
     forward, counts = session._forward, []
 
     def counting(*args: Any) -> Tensor:
@@ -122,7 +128,11 @@ def counted_forwards(
 
 
 def compiled_rollout(
-    ranks: int, heads: int, backend: str, channels: int = CHANNELS, **options: Any
+    ranks: int,
+    heads: int,
+    backend: str,
+    options: Mapping[str, Any] | None = None,
+    channels: int = CHANNELS,
 ) -> Any:
     """Return graphs, breaks and recompiles of a compiled rollout, and its distance from eager."""
     part = exchange(ranks, heads, channels=channels)
@@ -132,5 +142,23 @@ def compiled_rollout(
     model.parallelize(part)
     torch._dynamo.reset()
     graphs = GraphCount()
+    options = options or {}
     compiled = rollout(model, compile={"backend": backend, "dynamic": False}, **options)
     return graphs.result(), (compiled - rollout(model, **options)).abs().max().item()
+
+
+def rank_cache(ranks: int, heads: int, options: Mapping[str, Any], channels: int) -> Any:
+    """Return the first head that a rank owns, its cache's bytes, and its order of channels."""
+    part = exchange(ranks, heads, channels=channels)
+    if part is None:
+        return None
+    model = model_of(heads, channels)
+    model.parallelize(part)
+    cache = model.new_cache(*SIZE, 6, **options)
+    first = part.layout.rank % part.sharding.head_ranks * part.local_heads
+    return first, cache_bytes(cache), cache.perm
+
+
+def cache_bytes(cache: KVCache) -> int:
+    """Return the bytes of all that a cache keeps."""
+    return sum(getattr(cache, name).nbytes for name in cache.kind.stored(cache.sizes))
