@@ -1,8 +1,8 @@
 """What ranks sent, into a cache of quantised keys: private ops, composed of vidk's and torch's.
 
-Keys are quantised after the exchange: those of a tile, which several ranks may hold parts of, share
-a mean. Ops, and not torch code in the graph, because Inductor copies a tensor of which `index_copy_`
-changes a part, here a layer's whole cache. MXFP8 scales are bytes, see `_mxfp8`.
+Keys are quantised after the exchange, since those of a tile, which may come from several ranks,
+share a mean. These are ops, and not torch code in the graph, because Inductor makes a copy of a
+cache that `index_copy_` writes to. MXFP8 scales are bytes, see `_mxfp8`.
 """
 
 from __future__ import annotations
