@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
+from torch.overrides import TorchFunctionMode
 
 from vidk import qk_norm_rope_pack
 from vidk.cache import KVCache
 from vidk.cache_kinds import SORTED_RECIPES
+from vidk.ops import _received_fp4
 from vidk.parallel.layout import KINDS, Layout
 
 from .model import (
@@ -44,9 +46,8 @@ def new_cache(kind: str, recipe: str, dtype: torch.dtype, heads: slice) -> KVCac
     """Return a cache of some heads, at a block that lies in its last slots."""
     perm = None
     if recipe in SORTED_RECIPES:
-        generator = torch.Generator().manual_seed(5)
-        noise = torch.rand(SIZES["layers"], HEADS, DIM, generator=generator)
-        perm = noise.argsort(-1)[:, heads].int().contiguous()
+        turns = 7 * torch.arange(SIZES["layers"] * HEADS).view(-1, HEADS, 1)
+        perm = (turns + 5 * torch.arange(DIM))[:, heads].remainder(DIM).int().contiguous()
     cache = KVCache(
         heads=heads.stop - heads.start, kind=kind, recipe=recipe, dtype=dtype, perm=perm,
         block_frames=FRAMES, **SIZES,
@@ -218,3 +219,28 @@ def test_generated_code_holds_no_second_cache(kind: str, recipe: str) -> None:
     source = "\n".join(sources)
     assert "vidk_received.kv_write" in source
     assert not re.findall(r"empty_strided\w*\(\(", source)
+
+
+class NothingFromHost(TorchFunctionMode):
+    """Forbids what copies numbers from the host to the device, and so waits for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+        if func is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else args[1:]
+            assert not any(isinstance(i, list | Tensor) for i in index)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kind", "recipe"), CASES, ids=str)
+def test_nothing_waits_for_a_device(kind: str, recipe: str) -> None:
+    """The ops' own code, on a device without data, so that none can be read back."""
+    with torch.device("meta"):
+        cache = new_cache(kind, recipe, torch.bfloat16, slice(0, 2))
+        k, v = torch.empty(2, 2, 1, HEIGHT * WIDTH, 2, DIM, dtype=torch.bfloat16)
+    kept = cache._layer(1)
+    stored = (kept.get(name) for name in ("k_codes", "k_scales", "k_mean", "v"))
+    more = (str(cache.kind.recipe), kept.get("perm"))
+    with NothingFromHost():
+        _received_fp4._kv_write(k, v, *stored, cache.frame_slot, HEIGHT * WIDTH, None, *more)
+        _received_fp4._query(k[0], *more)
