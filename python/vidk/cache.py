@@ -187,6 +187,24 @@ class KVCache(nn.Module):
         """
         return self.kind.write(self._layer(layer), qkv, weights, eps, self._place(frames))
 
+    def receive(
+        self, layer: int, frames: int, k: Tensor, v: Tensor, slice_tokens: int | None
+    ) -> None:
+        """Keep a block's keys and values as ranks sent them, the keys normalised and rotated.
+
+        Parameters
+        ----------
+        layer : whose keys and values these are.
+        frames : latent frames of the block.
+        k, v : `[P, B, S_r, H, D]`, the cache's heads of each rank's tokens.
+        slice_tokens : how tokens lie on ranks, see `vidk.unpack_kv_write`.
+        """
+        self.kind.receive(self._layer(layer), k, v, self._place(frames), slice_tokens)
+
+    def query(self, layer: int, q: Tensor) -> tuple[Tensor, ...]:
+        """Return the query for `read`, of normalised and rotated queries `[B, S, H, D]`."""
+        return self.kind.query(self._layer(layer), q)
+
     def read(self, layer: int, query: tuple[Tensor, ...]) -> Tensor:
         """Attend to the valid part of a layer; `[B, S, H, D]`."""
         return self.kind.read(self._layer(layer), query, self.kv_len, self._place(1))

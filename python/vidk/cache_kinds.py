@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vidk.ops import _mxfp8
+from vidk.ops import _mxfp8, _received_fp4
 from vidk.ops.attention import attention
+from vidk.ops.exchange import unpack_kv_write
 from vidk.ops.fp4_attention import fp4_attention
 from vidk.ops.fp4_kv import qk_norm_rope_nvfp4_kv_write, scale_dtype
 from vidk.ops.fp4_quantize import depth_unit, row_bytes, scale_columns
@@ -63,6 +64,11 @@ class Place(NamedTuple):
     height: int
     width: int
 
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame."""
+        return self.height * self.width
+
 
 class Kind(Protocol):
     """A way to keep keys and values. Tensors in `kept` are those of one layer, by name."""
@@ -76,8 +82,12 @@ class Kind(Protocol):
         """How keys are quantised; None if they are not."""
 
     @property
-    def ops(self) -> tuple[str, str]:
+    def ops(self) -> tuple[str, ...]:
         """The ops that write and read."""
+
+    @property
+    def rank_ops(self) -> tuple[str, ...]:
+        """The ops that keep what ranks sent, and read."""
 
     def stored(self, sizes: Sizes) -> dict[str, Stored]:
         """Return what is kept, values under the name `v`."""
@@ -92,6 +102,19 @@ class Kind(Protocol):
     ) -> tuple[Tensor, ...]:
         """Normalise and rotate q and k, keep k and v, return what `read` takes as the query."""
 
+    def receive(
+        self,
+        kept: Mapping[str, Tensor],
+        k: Tensor,
+        v: Tensor,
+        place: Place,
+        slice_tokens: int | None,
+    ) -> None:
+        """Keep a block's k, rotated, and v, that ranks sent; see `ops.unpack_kv_write`."""
+
+    def query(self, kept: Mapping[str, Tensor], q: Tensor) -> tuple[Tensor, ...]:
+        """Return what `read` takes for rotated queries `[B, S, H, D]`."""
+
     def read(
         self, kept: Mapping[str, Tensor], query: tuple[Tensor, ...], kv_len: Tensor, place: Place
     ) -> Tensor:
@@ -104,6 +127,7 @@ class Plain:
     name = "plain"
     recipe = None
     ops = ("qk_norm_rope_kv_write", "attention")
+    rank_ops = ("unpack_kv_write", "attention")
 
     def stored(self, sizes: Sizes) -> dict[str, Stored]:
         tokens = sizes.frames * sizes.frame_tokens
@@ -133,6 +157,28 @@ class Plain:
         )
         return (q,)
 
+    def receive(
+        self,
+        kept: Mapping[str, Tensor],
+        k: Tensor,
+        v: Tensor,
+        place: Place,
+        slice_tokens: int | None,
+    ) -> None:
+        unpack_kv_write(
+            k,
+            v,
+            kept["k"],
+            kept["v"],
+            place.frame_slot,
+            place.frame_tokens,
+            place.frame_slot.numel() * place.frame_tokens,
+            slice_tokens=slice_tokens,
+        )
+
+    def query(self, kept: Mapping[str, Tensor], q: Tensor) -> tuple[Tensor, ...]:
+        return (q,)
+
     def read(
         self, kept: Mapping[str, Tensor], query: tuple[Tensor, ...], kv_len: Tensor, place: Place
     ) -> Tensor:
@@ -160,11 +206,36 @@ def _quantised(sizes: Sizes, recipe: str) -> dict[str, Stored]:
     return kept
 
 
+def _receive(
+    kept: Mapping[str, Tensor],
+    k: Tensor,
+    v: Tensor,
+    place: Place,
+    slice_tokens: int | None,
+    recipe: str,
+) -> None:
+    """Quantise and keep what ranks sent."""
+    _received_fp4.kv_write(
+        k,
+        v,
+        kept["k_codes"],
+        kept["k_scales"],
+        kept.get("k_mean"),
+        kept["v"],
+        place.frame_slot,
+        place.frame_tokens,
+        slice_tokens,
+        recipe,
+        kept.get("perm"),
+    )
+
+
 class NVFP4:
     """Keys in NVFP4, quantised once, when they are written; values in the dtype of the model."""
 
     name = "nvfp4"
     ops = QUANTISED_OPS
+    rank_ops = ("unpack_kv_write", "nvfp4_quantize", "fp4_attention")
 
     def __init__(self, recipe: str) -> None:
         self.recipe = recipe
@@ -200,6 +271,20 @@ class NVFP4:
         )
         return query if self.mean else query[1:]
 
+    def receive(
+        self,
+        kept: Mapping[str, Tensor],
+        k: Tensor,
+        v: Tensor,
+        place: Place,
+        slice_tokens: int | None,
+    ) -> None:
+        _receive(kept, k, v, place, slice_tokens, self.recipe)
+
+    def query(self, kept: Mapping[str, Tensor], q: Tensor) -> tuple[Tensor, ...]:
+        query = _received_fp4.query(q, self.recipe, kept.get("perm"))
+        return (q, *query) if self.mean else query
+
     def read(
         self, kept: Mapping[str, Tensor], query: tuple[Tensor, ...], kv_len: Tensor, place: Place
     ) -> Tensor:
@@ -211,7 +296,7 @@ class NVFP4:
             kept["k_scales"],
             kept["v"],
             kv_len,
-            place.height * place.width,
+            place.frame_tokens,
             q=rotated[0] if self.mean else None,
             k_mean=kept.get("k_mean"),
         )
@@ -225,6 +310,7 @@ class FP8:
     name = "fp8"
     recipe = "mxfp8"
     ops = QUANTISED_OPS
+    rank_ops = ("unpack_kv_write", "fp4_attention")
 
     def stored(self, sizes: Sizes) -> dict[str, Stored]:
         kept = _quantised(sizes, self.recipe)
@@ -243,12 +329,24 @@ class FP8:
         caches = (kept["k_codes"], kept["k_scales"], kept["v"])
         return _mxfp8.kv_write(*qkv, *weights, eps, *place, *caches)
 
+    def receive(
+        self,
+        kept: Mapping[str, Tensor],
+        k: Tensor,
+        v: Tensor,
+        place: Place,
+        slice_tokens: int | None,
+    ) -> None:
+        _receive(kept, k, v, place, slice_tokens, self.recipe)
+
+    def query(self, kept: Mapping[str, Tensor], q: Tensor) -> tuple[Tensor, ...]:
+        return _received_fp4.query(q, self.recipe, None)
+
     def read(
         self, kept: Mapping[str, Tensor], query: tuple[Tensor, ...], kv_len: Tensor, place: Place
     ) -> Tensor:
         caches = (kept["k_codes"], kept["k_scales"], kept["v"])
-        tokens = place.height * place.width
-        return _mxfp8.attention(*query, *caches, kv_len, tokens)
+        return _mxfp8.attention(*query, *caches, kv_len, place.frame_tokens)
 
 
 def make_kind(kind: str, recipe: str, head_dim: int) -> Kind:

@@ -29,6 +29,18 @@ def test_patterns_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     assert {r["weight_bytes"] for r in rows} == {rows[0]["weight_bytes"]}
 
 
+@pytest.mark.parametrize(("kv", "key_row", "value_row"), [
+    ("bf16", 256, 256), ("nvfp4", 64 + (8 * 1664 + 13 * 256) / 1560, 256),
+    ("fp8", 128 + 4 * 1664 / 1560, 128),
+])  # fmt: skip
+def test_quantised_caches(
+    kv: str, key_row: float, value_row: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Codes, scales and means of 40 layers of 40 heads, and the values."""
+    (row, *_) = plan(capsys, "--model", "14b", "--gpus", "8", "--kv", kv)
+    assert row["cache_bytes"] == 40 * 5 * 21 * 1560 * (key_row + value_row)
+
+
 def test_every_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     rows = plan(capsys)
     assert {r["ranks"] for r in rows} == {1, 2, 4, 8, 16, 32, 64}
@@ -73,6 +85,8 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
         (("--size", "17x32"), "--size: got 17x32, expected multiples of 16x16"),
         (("--model", "x"), "--model: config: got 'x', expected one of"),
         (("--window", "2"), "--window: got 2, expected at least 3, the frames of a block"),
+        (("--kv", "int4"), "--kv: got int4, expected bf16, nvfp4 or fp8"),
+        (("--model", "tiny", "--kv", "fp8"), "head_dim: got 32, expected a multiple of 128"),
         (("--size", "16x16", "--gpus", "4"), "--gpus: vidk.parallel: ranks: got 4, expected at"),
     ],
 )

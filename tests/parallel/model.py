@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.tiny import tiny_model, tiny_prompt
+from vidk.cache import KVCache
 from vidk.cli.report import GraphCount
 from vidk.models import CausalWan
 from vidk.parallel import Exchange, choose_sharding, make_exchange
@@ -21,16 +22,18 @@ SIZE = (6, 10)  # 15 tokens a frame: 2, 4 and 8 ranks divide neither that nor a 
 CHANNELS = 48
 
 
-def model_of(heads: int) -> CausalWan:
-    return tiny_model(num_heads=heads, dim=CHANNELS)
+def model_of(heads: int, channels: int = CHANNELS) -> CausalWan:
+    return tiny_model(num_heads=heads, dim=channels)
 
 
 @functools.cache
-def exchange(ranks: int, heads: int, **options: Any) -> Exchange | None:
+def exchange(
+    ranks: int, heads: int, *, channels: int = CHANNELS, **options: Any
+) -> Exchange | None:
     """Return this rank's part of a sharding among the first ranks; every rank calls this."""
     sharding = choose_sharding(
-        model_of(heads).config, ranks=ranks, frame_tokens=SIZE[0] * SIZE[1] // 4, frames=3,
-        itemsize=4, **options,
+        model_of(heads, channels).config, ranks=ranks, frame_tokens=SIZE[0] * SIZE[1] // 4,
+        frames=3, itemsize=4, **options,
     )  # fmt: skip
     return make_exchange(sharding, range(ranks))
 
@@ -52,13 +55,18 @@ def digest(x: Tensor) -> str:
 
 
 def sharded_rollout(
-    ranks: int, heads: int, pattern: str | None, kind: str | None, options: dict[str, Any]
+    ranks: int,
+    heads: int,
+    pattern: str | None,
+    kind: str | None,
+    options: dict[str, Any],
+    channels: int = CHANNELS,
 ) -> tuple[Tensor | None, str, str] | None:
     """Return rank 0's video, every rank's digest of it, and what the planner said."""
-    part = exchange(ranks, heads, pattern=pattern, kind=kind)
+    part = exchange(ranks, heads, channels=channels, pattern=pattern, kind=kind)
     if part is None:
         return None
-    model = model_of(heads)
+    model = model_of(heads, channels)
     model.parallelize(part)
     video = rollout(model, **options)
     return None if part.layout.rank else video, digest(video), str(part.sharding)
@@ -90,14 +98,21 @@ class Counted(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted_forwards(ranks: int, heads: int, pattern: str, kind: str) -> Any:
+def counted_forwards(
+    ranks: int,
+    heads: int,
+    pattern: str,
+    kind: str,
+    options: Mapping[str, Any] | None = None,
+    channels: int = CHANNELS,
+) -> Any:
     """Return the sharding, and what each forward of a rollout sent; one count a forward."""
-    part = exchange(ranks, heads, pattern=pattern, kind=kind)
+    part = exchange(ranks, heads, channels=channels, pattern=pattern, kind=kind)
     if part is None:
         return None
-    model = model_of(heads)
+    model = model_of(heads, channels)
     model.parallelize(part)
-    session = Session(model, *tiny_prompt(model), SIZE, frames=6, sink=1)
+    session = Session(model, *tiny_prompt(model), SIZE, frames=6, sink=1, **(options or {}))
     forward, counts = session._forward, []
 
     def counting(*args: Any) -> Tensor:
@@ -112,14 +127,38 @@ def counted_forwards(ranks: int, heads: int, pattern: str, kind: str) -> Any:
     return part.sharding, counts
 
 
-def compiled_rollout(ranks: int, heads: int, backend: str) -> Any:
+def compiled_rollout(
+    ranks: int,
+    heads: int,
+    backend: str,
+    options: Mapping[str, Any] | None = None,
+    channels: int = CHANNELS,
+) -> Any:
     """Return graphs, breaks and recompiles of a compiled rollout, and its distance from eager."""
-    part = exchange(ranks, heads)
+    part = exchange(ranks, heads, channels=channels)
     if part is None:
         return None
-    model = model_of(heads)
+    model = model_of(heads, channels)
     model.parallelize(part)
     torch._dynamo.reset()
     graphs = GraphCount()
-    compiled = rollout(model, compile={"backend": backend, "dynamic": False})
-    return graphs.result(), (compiled - rollout(model)).abs().max().item()
+    options = options or {}
+    compiled = rollout(model, compile={"backend": backend, "dynamic": False}, **options)
+    return graphs.result(), (compiled - rollout(model, **options)).abs().max().item()
+
+
+def rank_cache(ranks: int, heads: int, options: Mapping[str, Any], channels: int) -> Any:
+    """Return the first head that a rank owns, its cache's bytes, and its order of channels."""
+    part = exchange(ranks, heads, channels=channels)
+    if part is None:
+        return None
+    model = model_of(heads, channels)
+    model.parallelize(part)
+    cache = model.new_cache(*SIZE, 6, **options)
+    first = part.layout.rank % part.sharding.head_ranks * part.local_heads
+    return first, cache_bytes(cache), cache.perm
+
+
+def cache_bytes(cache: KVCache) -> int:
+    """Return the bytes of all that a cache keeps."""
+    return sum(getattr(cache, name).nbytes for name in cache.kind.stored(cache.sizes))

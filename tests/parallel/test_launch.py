@@ -123,6 +123,25 @@ def test_only_rank_0_writes_and_speaks(tmp_path: Path, monkeypatch: pytest.Monke
     assert (one["latents"] - three["latents"]).abs().max() <= 1e-5
 
 
+def test_a_quantised_cache(tmp_path: Path) -> None:
+    words = ("--config", "bundled", "--frames", "13", "--kv", "nvfp4", "--fp4-recipe", "accurate")
+    run = Run(2, *words, "--out", tmp_path / "two.safetensors")
+    (code, out, err), other = run.results
+    assert code == 0, err
+    assert other == (0, "", "")
+    assert "2 ranks (heads)" in out
+    assert "cache    nvfp4, keys quantised by the recipe accurate" in out
+    assert "qk_norm_rope_pack: vidk C++" in out and "nvfp4_quantize: vidk C++" in out
+    found = {}
+    for name, more in (("one", words), ("plain", words[:4])):
+        out_file = str(tmp_path / f"{name}.safetensors")
+        assert main(["generate", *VIDEO, *more, "--out", out_file]) == 0
+        found[name] = load_file(out_file)["latents"]
+    two = load_file(tmp_path / "two.safetensors")["latents"]
+    lost = (found["one"] - found["plain"]).abs().mean()
+    assert lost > 0 and (two - found["one"]).abs().mean() <= lost
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_rank(victim: int, tmp_path: Path) -> None:
     run = Run(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidk.bundled import WordEncoder, bundled_codec, bundled_model
-from vidk.cache_kinds import QUANTISED_OPS, Plain
+from vidk.cache_kinds import FP8, NVFP4, Plain
 from vidk.cli.plan import BUNDLED, default_dtype, parameter_count, pixel_frames, whole_blocks
 from vidk.cli.script import read_script
 from vidk.cli.stream import Change
@@ -29,15 +29,13 @@ from vidk.vae import Decoder, PreviewDecoder, WanVAEDecoder
 DEFAULT_CONFIG = "bundled"
 DEFAULT_PROMPT = "a red circle moving right"
 MODEL_OPS = (*Plain.ops, "cross_attention")
-# On a rank of several, where the cache is plain.
-RANK_OPS = ("qk_norm_rope_pack", "unpack_kv_write", "attention", "cross_attention")
 
 
 def model_ops(kind: str, ranks: int = 1) -> tuple[str, ...]:
-    """Return the ops of a forward whose cache is of a kind."""
-    if ranks > 1:
-        return RANK_OPS
-    return MODEL_OPS if kind == Plain.name else (*QUANTISED_OPS, "cross_attention")
+    """Return the ops of a forward whose cache is of a kind, by its name."""
+    cache = next(k for k in (Plain, NVFP4, FP8) if k.name == kind)
+    own = ("qk_norm_rope_pack", *cache.rank_ops) if ranks > 1 else cache.ops
+    return (*own, "cross_attention")
 
 
 def pick_device(

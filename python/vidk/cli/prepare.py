@@ -38,11 +38,6 @@ def prepare(args: argparse.Namespace, world: World | None = None) -> Job:
         )
     source = ModelSource.of(args)
     kind = choose_kind(args, source.config, source.dtype, device)
-    if world and kind.name != "plain":
-        raise OptionError(
-            f"--kv: got {kind.name} for {world.place.ranks} ranks, expected none: quantised keys "
-            "are not exchanged between ranks"
-        )
     defaults = plans.defaults(source.kind)
     args = _filled(args, defaults)
     eager = _why_eager(args.mode, device)

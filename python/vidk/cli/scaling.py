@@ -6,7 +6,11 @@ import argparse
 import json
 from typing import Any
 
+import torch
+
+from vidk.cache_kinds import Plain, Sizes, make_kind
 from vidk.cli import values
+from vidk.cli.kv import DEFAULT_RECIPE
 from vidk.cli.plan import check_size, parameter_count
 from vidk.models.config import CONFIGS, WanConfig, load_config
 from vidk.models.flops import forward_flops
@@ -15,6 +19,7 @@ from vidk.parallel.planner import PATTERNS, choose_sharding
 
 _RANKS = (1, 2, 4, 8, 16, 32, 64)
 _SHORT = {name.removeprefix("wan-"): name for name in CONFIGS}
+_KINDS = {"bf16": Plain.name}
 _SCALE = 8  # pixels of a latent cell
 
 
@@ -37,6 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"{', '.join(ACCELERATORS)} (default: h200)")  # fmt: skip
     add("--window", type=values.whole(1), metavar="N", default=21, help="latent frames (21)")
     add("--block", type=values.whole(1, 1024), metavar="N", default=3, help="latent frames (3)")
+    add("--kv", type=values.one_of(values.KV), metavar="KIND", default="bf16",
+        help="what the cache keeps, as of `vidk generate` (bf16)")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -85,7 +92,13 @@ def _estimates(config: WanConfig, args: argparse.Namespace, ranks: int) -> list[
         kv_frames=args.window,
         text_keys=config.text_len,
     )
-    cache = 2 * config.num_layers * args.window * frame_tokens * config.dim * 2
+    with values.option("--kv"):
+        kind = make_kind(_KINDS.get(args.kv, args.kv), DEFAULT_RECIPE, config.head_dim)
+    sizes = Sizes(
+        config.num_layers, 1, config.num_heads, config.head_dim, args.window, frame_tokens,
+        torch.bfloat16,
+    )  # fmt: skip
+    cache = sum(s.bytes for s in kind.stored(sizes).values())
     found = []
     for pattern in PATTERNS if ranks > 1 else PATTERNS[:1]:
         try:
@@ -131,7 +144,7 @@ def _text(config: WanConfig, args: argparse.Namespace, rows: list[Estimate]) -> 
     lines = [
         f"{args.model}, {height}x{width}, bfloat16: a block of {args.block} latent frames "
         f"({args.block * _frame_tokens(config, args)} tokens) against a window of {args.window}; "
-        f"{config.num_layers} layers, {config.num_heads} heads",
+        f"{config.num_layers} layers, {config.num_heads} heads, --kv {args.kv}",
         f"{gpu.name} at {gpu.reach:.0%} of {gpu.flops / 1e12:.0f} TFLOP/s; {link.name} at "
         f"{link.reach:.0%} of {link.bandwidth / 1e9:.0f} GB/s, {link.latency * 1e6:g} us a message",
         "",

@@ -26,7 +26,7 @@ from vidk.models.layers import (
 from vidk.ops.attention import cross_attention
 from vidk.parallel.exchange import Exchange
 
-# What a cache's `write` returns and its `read` takes.
+# What a cache's `write` and `query` return and its `read` takes.
 Query = tuple[Tensor, ...]
 
 
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
     def write(self, x: Tensor, cache: KVCache, layer: int, frames: int) -> Query:
         """Cache the keys and values of `[B, F, n, C]`; return the query as the cache reads it.
 
-        On a rank of several, see `Exchange.write`.
+        On a rank of several the query is still to be exchanged, see `Exchange.write`.
         """
         weights = (self.norm_q.weight, self.norm_k.weight)
         eps = norm_eps(self.config)
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
     def read(self, q: Query, cache: KVCache, layer: int) -> Tensor:
         """Attend to the valid part of the cache; return `[B, F, n, C]`."""
         if self.exchange is not None:
-            q = (self.exchange.queries(*q),)
+            q = cache.query(layer, self.exchange.queries(*q))
         # Attention over FP8 values has bfloat16 results.
         out = cache.read(layer, q).type_as(self.o.weight)
         if self.exchange is None:
@@ -239,6 +239,7 @@ class CausalWan(nn.Module):
         perm = None
         if kind == "nvfp4" and recipe in SORTED_RECIPES:
             perm = torch.stack([block.self_attn.channel_order() for block in self.blocks])
+            perm = self.exchange.own_heads(perm) if self.exchange else perm
         return KVCache(
             layers=self.config.num_layers,
             heads=self.exchange.local_heads if self.exchange else self.config.num_heads,

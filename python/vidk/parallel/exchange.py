@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidk.cache import KVCache
-from vidk.ops.exchange import qk_norm_rope_pack, unpack_kv_write
+from vidk.ops.exchange import qk_norm_rope_pack
 from vidk.parallel.layout import Layout
 from vidk.parallel.planner import Sharding
 
@@ -58,6 +58,11 @@ class Exchange:
     def local_heads(self) -> int:
         """Heads that the rank's cache holds."""
         return self.sharding.heads // self.sharding.head_ranks
+
+    def own_heads(self, x: Tensor) -> Tensor:
+        """Return the part of `[layers, H, ...]` of the heads that the rank's cache holds."""
+        first = self.layout.rank % self.sharding.head_ranks * self.local_heads
+        return x.narrow(1, first, self.local_heads).contiguous()
 
     def write(
         self,
@@ -122,16 +127,8 @@ class Exchange:
         q = heads(to_q(x))
         k = self._to_tokens(k)
         packed = pack(q=q, w_q=w_q)
-        unpack_kv_write(
-            self._received(k),
-            self._received(v),
-            cache.k.select(0, layer),
-            cache.v.select(0, layer),
-            cache.frame_slot.narrow(0, 0, frames),
-            cache.frame_tokens,
-            frames * cache.frame_tokens,
-            slice_tokens=self.layout.slice_tokens,
-        )
+        received = self._received(k), self._received(v)
+        cache.receive(layer, frames, *received, self.layout.slice_tokens)
         return packed
 
     def queries(self, packed: Tensor) -> Tensor:

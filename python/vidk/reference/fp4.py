@@ -90,12 +90,15 @@ def key_means(x: Tensor) -> Tensor:
     It is taken over 16 rows, evenly spaced in what the tile has. Any vector would do, because
     attention adds q times the very same vector back; this one costs next to nothing to get.
     """
-    means = []
-    for first in range(0, x.size(-2), TILE):
-        rows = min(TILE, x.size(-2) - first)
-        sample = x[..., [first + i * rows // SAMPLES for i in range(SAMPLES)], :]
-        means.append(nvfp4.tree_sum(sample.transpose(-1, -2)) * (1 / SAMPLES))
-    return torch.stack(means, -2).bfloat16()
+    rows = x.size(-2)
+    whole = rows - rows % TILE
+    samples = [x[..., :whole, :].unflatten(-2, (-1, TILE))[..., :: TILE // SAMPLES, :]]
+    if whole < rows:
+        # One by one: a list of rows would have to be copied to the device, which waits for it.
+        places = [whole + i * (rows - whole) // SAMPLES for i in range(SAMPLES)]
+        samples.append(torch.stack([x.select(-2, i) for i in places], -2).unsqueeze(-3))
+    means = nvfp4.tree_sum(torch.cat(samples, -3).transpose(-1, -2)) * (1 / SAMPLES)
+    return means.bfloat16()
 
 
 def encode_slots(
