@@ -265,6 +265,27 @@ def unpack_kv_write(
 
 def all_gather_rope(
     on: Sim,
+    x: Tensor,
+    frame_pos: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    out: Tensor,
+    rank: int,
+    group_name: str,
+    *,
+    slice_tokens: int | None = None,
+) -> None:
+    """Execute `vidk::all_gather_rope` with peers for a rank that is alone."""
+    assert (out.size(0), rank, group_name) == (1, 0, "")
+    table = (frame_pos, time_freqs, space_freqs, height, width)
+    signals = [torch.zeros(4, dtype=torch.int32)]
+    all_gather_ranks(on, [x], *table, [out], signals, slice_tokens=slice_tokens, defined=True)
+
+
+def all_gather_ranks(
+    on: Sim,
     x: list[Tensor],
     frame_pos: Tensor,
     time_freqs: Tensor,

@@ -10,7 +10,7 @@ from tests.ops.helpers import DTYPES, assert_same_bits, dtype_id, ints, normal, 
 
 from . import Fault, has_nvcc
 from .launch import ARCHS
-from .ops import Sim, all_gather_rope
+from .ops import Sim, all_gather_ranks
 
 pytestmark = pytest.mark.skipif(not has_nvcc(), reason="no nvcc to compile the kernels")
 HEIGHT, WIDTH = 3, 5
@@ -41,7 +41,7 @@ class Ranks:
 
     def run(self, on: Sim, only: slice = slice(None), **options: object) -> None:
         first = range(self.ranks)[only].start
-        all_gather_rope(
+        all_gather_ranks(
             on, self.x[only], *self.index, self.out, self.signals,
             first_rank=first, slice_tokens=self.slice, **options,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def test_traffic_is_at_the_floor(ranks: int) -> None:
     signals[0][-2:] = 0
     on = Sim("sm_90a", {"checks": False})
     index = (ints(4, 9, 2), *tables(dim, 30, 52), 30, 52)
-    all_gather_rope(on, x, *index, out, signals, defined=True)
+    all_gather_ranks(on, x, *index, out, signals, defined=True)
     (report,) = on.reports
     shard = x[0].nbytes
     store, load = report["global_store"], report["global_load"]

@@ -80,8 +80,8 @@ def check_unpack(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
 def check_all_gather(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
     """One rank alone, which waits for itself."""
     x = view(dtype, 2, 32, width)
-    out, signals = torch.empty(1, *x.shape, dtype=dtype), torch.zeros(4, dtype=torch.int32)
-    ops.all_gather_rope(on, [x], ints(3), *index(32), [out], [signals])
+    out = torch.empty(1, *x.shape, dtype=dtype)
+    ops.all_gather_rope(on, x, ints(3), *index(32), out, 0, "")
     assert_same_bits(out[0], host.rope_3d(x, ints(3), *index(32)))
 
 

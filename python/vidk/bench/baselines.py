@@ -196,8 +196,8 @@ def _unpack_kv_write(call: Call) -> Contender:
 def _all_gather_public(call: Call) -> Contender:
     """One rank: what is gathered is a copy of the whole block, which is then rotated."""
 
-    def gathered(*args: Any) -> Tensor:
-        return reference.all_gather_rope_public(*args, ranks=1, group_name="")[None]
+    def gathered(x: Tensor, freqs: Tensor, start: int, grid: tuple[int, int, int]) -> Tensor:
+        return reference.all_gather_rope_public(x, freqs, start, grid, 1, "")[None]
 
     freqs = public_freqs(call.shape.head_dim, call.device)
     return Contender(gathered, (call.args["x"], freqs, _start_frame(call), call.grid))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,12 +68,12 @@ def _fake(
         _check_group(group_name, rank, ranks)
 
 
-def _check_group(name: str, rank: int, ranks: int) -> None:
+def _check_group(name: Any, rank: int, ranks: int) -> None:
     """Check that a process group is one of so many ranks, of which this process is this one."""
-    from torch.distributed import distributed_c10d as c10d
+    from torch._C._distributed_c10d import _resolve_process_group
 
     try:
-        group = c10d._resolve_process_group(name)
+        group = _resolve_process_group(name)
         found, got = (group.rank(), group.size()), f"rank {group.rank()} of {group.size()} ranks"
     except (KeyError, RuntimeError, ValueError):
         found, got = (-1, 0), "none"

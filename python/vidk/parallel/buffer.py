@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +32,14 @@ class GatherBuffer:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group_name: str
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group_name: Any
     ) -> None:
         if device.type != "cuda":
             raise ValueError(f"GatherBuffer: device: got {device}, expected a GPU")
+        from torch._C._distributed_c10d import _resolve_process_group
         from torch.distributed import _symmetric_memory as symmetric
-        from torch.distributed.distributed_c10d import _resolve_process_group
 
-        group = _resolve_process_group(group_name)
-        self._ranks = group.size()
+        self._ranks = _resolve_process_group(group_name).size()
         self._dtype = dtype
         elements = self._ranks * math.prod(shape)
         signals_at = -(-elements * dtype.itemsize // _ALIGN) * _ALIGN

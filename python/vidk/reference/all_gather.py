@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,11 +48,11 @@ def all_gather_rope_public(
     return rope_3d_public(whole.transpose(0, 1).flatten(1, 2), freqs, start_frame, grid)
 
 
-def _gather(x: Tensor, out: Tensor, group_name: str) -> None:
+def _gather(x: Tensor, out: Tensor, group_name: Any) -> None:
     if out.size(0) == 1:
         out.copy_(x[None])
         return
-    from torch.distributed import distributed_c10d as c10d
+    from torch._C._distributed_c10d import _resolve_process_group
 
-    group = c10d._resolve_process_group(group_name)
+    group = _resolve_process_group(group_name)
     torch.distributed.all_gather_into_tensor(out.flatten(0, 1), x.contiguous(), group)
