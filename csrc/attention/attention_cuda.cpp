@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k_cache, con
   check_attention(q, k_cache, v_cache, kv_len);
   const int32_t device = q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto length = indices_to_check(kv_len)) {
+  if (const auto length = values_to_check<int32_t>(kv_len)) {
     check_length(op, "kv_len", length->front(), k_cache.size(1), "k_cache");
   }
   Tensor out = torch::stable::new_empty(q, q.sizes());
@@ -62,7 +62,7 @@ Tensor cross_attention(const Tensor& q, const Tensor& k, const Tensor& v,
   check_cross_attention(q, k, v, context_lens, pad);
   const int32_t device = q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto lengths = indices_to_check(context_lens)) {
+  if (const auto lengths = values_to_check<int32_t>(context_lens)) {
     for (const int32_t length : *lengths) {
       check_length(op, "context_lens", length, k.size(1), "k");
     }

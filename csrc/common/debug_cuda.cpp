@@ -19,7 +19,8 @@ bool debug_is_on() {
 
 }  // namespace
 
-std::optional<std::vector<int32_t>> indices_to_check(const Tensor& index) {
+template <class T>
+std::optional<std::vector<T>> values_to_check(const Tensor& index) {
   if (!debug_is_on()) return std::nullopt;
   const cudaStream_t stream = current_stream(index.get_device_index());
   cudaStreamCaptureStatus status;
@@ -28,10 +29,9 @@ std::optional<std::vector<int32_t>> indices_to_check(const Tensor& index) {
     return std::nullopt;
   }
   if (status != cudaStreamCaptureStatusNone) return std::nullopt;
-  std::vector<int32_t> values(index.numel());
-  cudaError_t error =
-      cudaMemcpyAsync(values.data(), index.const_data_ptr<int32_t>(),
-                      values.size() * sizeof(int32_t), cudaMemcpyDeviceToHost, stream);
+  std::vector<T> values(index.numel());
+  cudaError_t error = cudaMemcpyAsync(values.data(), index.const_data_ptr<T>(),
+                                      values.size() * sizeof(T), cudaMemcpyDeviceToHost, stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) {
     throw std::runtime_error(std::string("vidk: VIDK_DEBUG: reading indices from the device: ") +
@@ -39,5 +39,8 @@ std::optional<std::vector<int32_t>> indices_to_check(const Tensor& index) {
   }
   return values;
 }
+
+template std::optional<std::vector<int32_t>> values_to_check(const Tensor&);
+template std::optional<std::vector<int64_t>> values_to_check(const Tensor&);
 
 }  // namespace vidk

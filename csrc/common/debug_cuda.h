@@ -9,9 +9,10 @@
 
 namespace vidk {
 
-// The values of an int32 vector on the device, for the checks that the CPU kernels make; nothing
+// The values of an index vector on the device, for the checks that the CPU kernels make; nothing
 // without VIDK_DEBUG, which reads them at the price of waiting for the stream. Nothing either while
 // the stream is being captured, when no wait is allowed.
-std::optional<std::vector<int32_t>> indices_to_check(const Tensor& index);
+template <class T>
+std::optional<std::vector<T>> values_to_check(const Tensor& index);
 
 }  // namespace vidk

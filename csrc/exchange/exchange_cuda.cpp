@@ -27,7 +27,7 @@ Tensor qk_norm_rope_pack(const std::optional<Tensor>& q, const std::optional<Ten
           .x;
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto positions = indices_to_check(frame_pos)) {
+  if (const auto positions = values_to_check<int32_t>(frame_pos)) {
     check_positions(op, positions->data(), frame_pos.size(0), time_freqs.size(0));
   }
 
@@ -52,7 +52,7 @@ void unpack_kv_write(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor v_
   check_unpack_kv_write(k, v, k_cache, v_cache, frame_slot, frame_tokens, tokens, slice_tokens);
   const int32_t device = k.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto slots = indices_to_check(frame_slot)) {
+  if (const auto slots = values_to_check<int32_t>(frame_slot)) {
     check_slots(op, slots->data(), tokens, frame_tokens, k_cache.size(1));
   }
   const UnpackPlanArgs args{received_view(k),

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> fp4_attention(const Tensor& q_codes, const Tensor& q_
   }
   const int32_t device = q_codes.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto length = indices_to_check(kv_len)) {
+  if (const auto length = values_to_check<int32_t>(kv_len)) {
     check_length(op, "kv_len", length->front(), k_codes.size(2), "k_codes");
   }
   const Fp4Outputs out(q_codes, v_cache, q);

@@ -28,14 +28,14 @@ std::tuple<Tensor, Tensor, Tensor> qk_norm_rope_nvfp4_kv_write(
   const int64_t frame_tokens = height * width;
   const int32_t device = q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto positions = indices_to_check(frame_pos)) {
+  if (const auto positions = values_to_check<int32_t>(frame_pos)) {
     check_positions(op, positions->data(), q.size(1) / frame_tokens, time_freqs.size(0));
   }
-  if (const auto slots = indices_to_check(frame_slot)) {
+  if (const auto slots = values_to_check<int32_t>(frame_slot)) {
     check_slots(op, slots->data(), q.size(1), frame_tokens, v_cache.size(1));
   }
   if (perm) {
-    if (const auto channels = indices_to_check(*perm)) {
+    if (const auto channels = values_to_check<int32_t>(*perm)) {
       check_channels(op, channels->data(), q.size(2), q.size(3));
     }
   }

@@ -17,7 +17,7 @@ void kv_cache_write(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor v_c
   check_kv_cache_write(k, v, k_cache, v_cache, frame_slot, frame_tokens);
   const int32_t device = k.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto slots = indices_to_check(frame_slot)) {
+  if (const auto slots = values_to_check<int32_t>(frame_slot)) {
     check_slots(op, slots->data(), k.size(1), frame_tokens, k_cache.size(1));
   }
   const KvCacheWriteArgs args{byte_view(k),

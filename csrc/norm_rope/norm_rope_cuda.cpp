@@ -24,11 +24,11 @@ Tensor qk_norm_rope_kv_write(const Tensor& q, const Tensor& k, const Tensor& v,
   const int64_t frame_tokens = height * width;
   const int32_t device = q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto positions = indices_to_check(frame_pos)) {
+  if (const auto positions = values_to_check<int32_t>(frame_pos)) {
     const int64_t frames = q.size(1) / frame_tokens + (q.size(1) % frame_tokens != 0);
     check_positions(op, positions->data(), frames, time_freqs.size(0));
   }
-  if (const auto slots = indices_to_check(frame_slot)) {
+  if (const auto slots = values_to_check<int32_t>(frame_slot)) {
     check_slots(op, slots->data(), q.size(1), frame_tokens, k_cache.size(1));
   }
 

@@ -21,16 +21,22 @@ inline void check_grid_size(const char* op, const Tensor& x, const Tensor& frame
   }
 }
 
+// How many tokens of each frame are there.
+inline void check_frame_slice(const char* op, int64_t height, int64_t width,
+                              std::optional<int64_t> slice_tokens) {
+  if (slice_tokens && (*slice_tokens < 1 || *slice_tokens > height * width)) {
+    fail(op, "slice_tokens", std::to_string(*slice_tokens),
+         "between 1 and height * width = " + std::to_string(height * width));
+  }
+}
+
 // Which of the block's tokens are there.
 inline void check_shard(const char* op, int64_t height, int64_t width, int64_t token_offset,
                         std::optional<int64_t> slice_tokens) {
   if (token_offset < 0) {
     fail(op, "token_offset", std::to_string(token_offset), "a token index of at least 0");
   }
-  if (slice_tokens && (*slice_tokens < 1 || *slice_tokens > height * width)) {
-    fail(op, "slice_tokens", std::to_string(*slice_tokens),
-         "between 1 and height * width = " + std::to_string(height * width));
-  }
+  check_frame_slice(op, height, width, slice_tokens);
 }
 
 inline void check_rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor& time_freqs,

@@ -22,7 +22,7 @@ Tensor rope_3d(const Tensor& x, const Tensor& frame_pos, const Tensor& time_freq
   check_rope_3d(x, frame_pos, time_freqs, space_freqs, height, width, token_offset, slice_tokens);
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const auto positions = indices_to_check(frame_pos)) {
+  if (const auto positions = values_to_check<int32_t>(frame_pos)) {
     check_positions(op, positions->data(), frame_pos.size(0), time_freqs.size(0));
   }
   Tensor out = torch::stable::new_empty(x, x.sizes());

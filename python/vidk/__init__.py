@@ -9,7 +9,9 @@ from __future__ import annotations
 from vidk import _native
 from vidk._native import build_info
 from vidk._version import __version__
+from vidk.ops import all_gather as _all_gather
 from vidk.ops._library import LIBRARY
+from vidk.ops.all_gather import all_gather_rope
 from vidk.ops.attention import attention, cross_attention
 from vidk.ops.exchange import qk_norm_rope_pack, unpack_kv_write
 from vidk.ops.fp4_attention import fp4_attention
@@ -22,10 +24,12 @@ from vidk.ops.registry import OPS
 from vidk.ops.rope import rope_3d
 
 _native.load()
+_all_gather.register()
 _native.explain_missing_kernels(LIBRARY, OPS)
 
 __all__ = [
     "__version__",
+    "all_gather_rope",
     "attention",
     "build_info",
     "cross_attention",

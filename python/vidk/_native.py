@@ -23,6 +23,8 @@ _CURE = "reinstall vidk, from a source tree with `pip install .`"
 
 # Per object: "loaded", or the reason why it is not.
 status: dict[str, str] = {"_C": "not tried", "_cuda": "not tried"}
+# (op, dispatch key) of ops that only say why they have no kernel there.
+missing: set[tuple[str, str]] = set()
 
 
 def load() -> None:
@@ -63,6 +65,7 @@ def explain_missing_kernels(library: torch.library.Library, ops: Iterable[str]) 
         for key, name in keys:
             if not torch._C._dispatch_has_kernel_for_dispatch_key(f"vidk::{op}", key):
                 library.impl(op, _raiser(op, key, name), key)
+                missing.add((op, key))
 
 
 def _raiser(op: str, key: str, name: str) -> Callable[..., NoReturn]:

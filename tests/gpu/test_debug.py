@@ -29,6 +29,7 @@ CASES = [
     ("qk_norm_rope_pack", 6, 64),
     ("unpack_kv_write", 4, 6),
     ("unpack_kv_write", 4, 4),  # named twice
+    ("all_gather_rope", 1, 64),
     ("attention", 3, 361),
     ("attention", 3, -1),
     ("cross_attention", 3, 65),

@@ -344,6 +344,81 @@ def unpack_rows() -> Iterator[Row]:
     yield from slots(op)
 
 
+def all_gather_rows() -> Iterator[Row]:
+    op = "all_gather_rope"
+    yield from activation(op, "x")
+    yield from int_vector(op, "frame_pos", "x")
+    yield from rope_tables(op, "x")
+    yield from huge_grids(op)
+    size = shape(valid(op)["x"])
+    expected = f"[P, B, S_r, H, D] with the B, S_r, H and D of x {size}"
+    for change in (
+        lambda x: x[0],
+        lambda x: x[None],
+        *(lambda x, d=dim: x.narrow(d, 1, x.size(d) - 1).contiguous() for dim in range(1, 5)),
+    ):
+        got = f"shape {shape(change(valid(op)['out']))}"
+        yield Row(op, "out", put("out", change), got, expected)
+    yield from typed_like(op, "out", "x")
+    for change in (every_second, lambda x: x[:, :1].expand(x.shape)):
+        got, expected = "a strided tensor", "a contiguous one"
+        yield Row(op, "out", put("out", change), got, expected, "call .contiguous()")
+    for rank in (-1, 1, 2**40):
+        yield Row(op, "rank", put_new("rank", rank), f"{rank}", "one of the 1 ranks of out")
+    yield Row(op, "rank", put("out", lambda x: x[:0]), "0", "one of the 0 ranks of out")
+    for value in (0, -3, 7):
+        change = put_new("slice_tokens", value)
+        yield Row(op, "slice_tokens", change, f"{value}", "between 1 and height * width = 6")
+    for name in ("", "nowhere"):
+        yield Row(
+            op,
+            "group_name",
+            lambda args, n=name: {"group_name": n, "out": args["out"].repeat(2, 1, 1, 1, 1)},
+            f"'{name}', none",
+            "a process group in which this is rank 0 of 2",
+        )
+    yield Row(
+        op,
+        "peers",
+        lambda args: {
+            "peers": torch.zeros(131, dtype=torch.int64),
+            "out": args["out"].repeat(65, 1, 1, 1, 1),
+        },
+        "65 ranks",
+        "at most 64 that store into each other's memory",
+        "leave peers out",
+    )
+    for table, got in ((torch.zeros(2), "[2]"), (torch.zeros(1, 3), "[1, 3]")):
+        change = put_new("peers", table.long())
+        yield Row(op, "peers", change, f"shape {got}", "[2 * P + 1] = [3]")
+    for dtype in ("int32", "float32"):
+        change = put_new("peers", torch.zeros(3, dtype=getattr(torch, dtype)))
+        yield Row(op, "peers", change, f"dtype {dtype}", "dtype int64")
+    table = torch.zeros(6, dtype=torch.int64)
+    got, expected = "a strided tensor", "a contiguous one"
+    yield Row(op, "peers", put_new("peers", table[::2]), got, expected, "call .contiguous()")
+    change = put_new("peers", table[:3].to("meta"))
+    yield Row(op, "peers", change, "a tensor on {odd}", "the device {home} of x", kind="device")
+    yield Row(op, "peers", put_new("peers", table[:3]), "a tensor", "None on the CPU", kind="data")
+    for arg in ("x", "frame_pos", "time_freqs", "space_freqs", "peers"):
+        yield Row(
+            op,
+            "out",
+            lambda args, a=arg: {a: inside(args["out"], args[a] if a in args else table[:3])},
+            f"memory that overlaps {arg}",
+            "separate memory",
+            f"call .clone() on {arg}",
+            kind="data",
+        )
+    yield from positions(op)
+
+
+def inside(memory: Tensor, x: Tensor) -> Tensor:
+    """Return a tensor like x, with its values, in the memory of another."""
+    place = memory.view(-1).view(torch.uint8)[: x.numel() * x.itemsize]
+    return place.view(x.dtype).view(x.shape).copy_(x)
+
+
 def attention_rows() -> Iterator[Row]:
     op = "attention"
     yield from activation(op, "q")
@@ -648,6 +723,7 @@ ROWS: list[Row] = [
     *fp4_kv_rows(),
     *pack_rows(),
     *unpack_rows(),
+    *all_gather_rows(),
     *attention_rows(),
     *cross_attention_rows(),
     *fp4_attention_rows(),

@@ -55,6 +55,7 @@ def options(op: str, dtype: torch.dtype = torch.float32) -> Args:
         "rope_3d": {"token_offset": 1, "slice_tokens": 4},
         "qk_norm_rope_pack": {"token_offset": 1, "slice_tokens": 4},
         "unpack_kv_write": {"slice_tokens": 3},
+        "all_gather_rope": {"slice_tokens": 4},
         "qk_norm_rope_nvfp4_kv_write": {
             "perm": torch.arange(128, dtype=torch.int32).flip(0).repeat(2, 1)
         },

@@ -244,6 +244,31 @@ def test_unpack_kv_write(data: Any) -> None:
 
 @properties
 @given(st.data())
+def test_all_gather_rope(data: Any) -> None:
+    """One rank of several: its own chunk, and nothing else."""
+    seed, dtype, ranks = data.draw(seeds), data.draw(dtypes), data.draw(st.integers(1, 5))
+    b, h, (height, width) = data.draw(batches), data.draw(heads), data.draw(grids)
+    time_pairs, space_pairs = data.draw(bands)
+    frames, hw = data.draw(st.integers(0, 4)), height * width
+    slice_tokens, rank = data.draw(st.none() | st.integers(1, hw)), data.draw(st.integers(0, 4))
+    rank %= ranks
+    tokens = data.draw(st.integers(0, frames * hw + 3))
+    pos = ints(*data.draw(st.lists(st.integers(0, 31), min_size=frames, max_size=frames)))
+    freqs = table(32, time_pairs), table(max(height, width), space_pairs)
+    dim = 2 * (time_pairs + 2 * space_pairs)
+    x = READ_LAYOUTS[data.draw(layouts)](normal(dtype, seed), b, tokens, h, dim)
+    args, run = (x, pos, *freqs, height, width), slice_tokens or tokens
+    out = random_bits(dtype, seed)(ranks, *x.shape)
+    expected = out.clone()
+    torch.ops.vidk_local.all_gather_rope(*args, out, rank, slice_tokens, None)
+    options = {"token_offset": rank * run, "slice_tokens": slice_tokens}
+    assert_rotated(out[rank], reference.rope_3d(*args, **options), pair_scale(x))
+    expected[rank] = out[rank]
+    assert_same_bits(out, expected, "another rank's chunk")
+
+
+@properties
+@given(st.data())
 def test_attention(data: Any) -> None:
     seed, dtype = data.draw(seeds), data.draw(dtypes)
     b, h, dim = data.draw(batches), data.draw(heads), data.draw(st.integers(1, 40))

@@ -80,6 +80,7 @@ def run(
     coresident: bool = False,
     truncate_products: bool = False,
     max_instructions: int = 4_000_000_000,
+    multicast: Sequence[tuple[int, int, Sequence[int]]] = (),
 ) -> dict[str, Any]:
     """Execute one launch and return what was counted.
 
@@ -96,6 +97,9 @@ def run(
     checks : races, uninitialised reads, ownership of global bytes; bounds are always checked.
     coresident : run all blocks at once, for kernels whose blocks wait for each other.
     truncate_products : round matrix products as tensor cores are believed to.
+    max_instructions : what a launch may execute, so that one that never ends does.
+    multicast : (address, bytes, places): a range of addresses for `multimem` alone, and the
+        addresses of the memory behind it.
 
     Raises
     ------
@@ -122,7 +126,7 @@ def run(
         ]
     report: dict[str, Any] = text.run(
         entry, _three(grid), _three(block), shared_bytes, blob, list(memory), policy, seed, checks,
-        coresident, truncate_products, max_instructions,
+        coresident, truncate_products, max_instructions, list(multicast),
     )  # fmt: skip
     if report["fault"] is not None:
         raise Fault(*report["fault"])

@@ -32,11 +32,18 @@ class Sim:
         """What plans may know of the device."""
         return device_info(self.arch)
 
-    def launch(self, plan: dict[str, Any], mutated: tuple[str, ...] = (), **tensors: Any) -> None:
+    def launch(
+        self,
+        plan: dict[str, Any],
+        mutated: tuple[str, ...] = (),
+        multicast: tuple[Any, ...] = (),
+        **tensors: Any,
+    ) -> None:
         """Execute a plan, unless there is nothing to do."""
         if plan["kernel"]:
+            options = self.options | ({"multicast": multicast} if multicast else {})
             self.kernels.append(plan["kernel"])
-            self.reports.append(execute(plan, self.arch, tensors, mutated, **self.options))
+            self.reports.append(execute(plan, self.arch, tensors, mutated, **options))
 
 
 def _grid(
@@ -253,6 +260,66 @@ def unpack_kv_write(
     on.launch(
         plan, ("k_cache", "v_cache"), k=k, v=v, k_cache=k_cache, v_cache=v_cache,
         frame_slot=frame_slot,
+    )  # fmt: skip
+
+
+def all_gather_rope(
+    on: Sim,
+    x: Tensor,
+    frame_pos: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    out: Tensor,
+    rank: int,
+    group_name: str,
+    *,
+    slice_tokens: int | None = None,
+) -> None:
+    """Execute `vidk::all_gather_rope` with peers for a rank that is alone."""
+    assert (out.size(0), rank, group_name) == (1, 0, "")
+    table = (frame_pos, time_freqs, space_freqs, height, width)
+    signals = [torch.zeros(4, dtype=torch.int32)]
+    all_gather_ranks(on, [x], *table, [out], signals, slice_tokens=slice_tokens, defined=True)
+
+
+def all_gather_ranks(
+    on: Sim,
+    x: list[Tensor],
+    frame_pos: Tensor,
+    time_freqs: Tensor,
+    space_freqs: Tensor,
+    height: int,
+    width: int,
+    out: list[Tensor],
+    signals: list[Tensor],
+    *,
+    first_rank: int = 0,
+    slice_tokens: int | None = None,
+    defined: bool = False,
+    multicast: bool = False,
+) -> None:
+    """Execute the fused AllGather + RoPE for successive ranks, all in one launch."""
+    step = x[0].size(1) if slice_tokens is None else slice_tokens
+    c = height * width if slice_tokens is None else slice_tokens
+    offset = first_rank * step
+    grid = _grid(frame_pos, time_freqs, space_freqs, height, width, offset, c)
+    places = [t.data_ptr() for t in out]
+    everywhere = 2**52 if multicast else 0  # no memory of this machine lies there
+    peers = torch.tensor([*places, *(t.data_ptr() for t in signals), everywhere])
+    plan = plans.all_gather_rope(
+        ELEMENTS[x[0].dtype], [view(t) for t in x], view(out[first_rank][0]), grid, step, len(out),
+        first_rank, peers.data_ptr(), on.device,
+    )  # fmt: skip
+    tensors: dict[str, Any] = {f"x{i}": t for i, t in enumerate(x)}
+    tensors |= {f"out{i}": t if defined else Output(t) for i, t in enumerate(out)}
+    tensors |= {f"signals{i}": t for i, t in enumerate(signals)}
+    written = tuple(name for name in tensors if not name.startswith("x"))
+    behind = ((everywhere, out[0].nbytes, places),) if multicast else ()
+    on.launch(
+        plan, written, behind, **tensors, peers=peers, frame_pos=frame_pos, time_freqs=time_freqs,
+        space_freqs=space_freqs,
     )  # fmt: skip
 
 

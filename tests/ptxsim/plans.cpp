@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "all_gather/all_gather_plan.h"
 #include "attention/attention_plan.h"
 #include "exchange/exchange_plan.h"
 #include "fp4_attention/fp4_attention_plan.h"
@@ -190,6 +191,15 @@ py::dict unpack_kv_write(const std::array<View, 4>& views, uint64_t frame_slot,
                            device));
 }
 
+py::dict all_gather_rope(const std::string& element, const std::vector<View>& x, const View& chunk,
+                         const Grid& grid, int64_t offset_step, int64_t ranks, int64_t first_rank,
+                         uint64_t peers, const DeviceInfo& device) {
+  GatherPlanArgs args{element_of(element), {},    byte_view(chunk), rope_grid(grid),
+                      offset_step,         ranks, first_rank,       pointer<int64_t>(peers)};
+  for (const View& view : x) args.x.push_back(byte_view(view));
+  return to_python(plan_all_gather_rope(args, device));
+}
+
 py::dict attention(const std::string& element, const View& q, const View& k, const View& v,
                    uint64_t out, uint64_t lse, uint64_t lens, bool len_per_batch, bool fold,
                    float scale, const char* choice, const DeviceInfo& device) {
@@ -266,6 +276,7 @@ PYBIND11_MODULE(_plans, m) {
   m.def("qk_norm_rope_nvfp4_kv_write", &vidk::qk_norm_rope_nvfp4_kv_write);
   m.def("qk_norm_rope_pack", &vidk::qk_norm_rope_pack);
   m.def("unpack_kv_write", &vidk::unpack_kv_write);
+  m.def("all_gather_rope", &vidk::all_gather_rope);
   m.def("attention", &vidk::attention);
   m.def("fp4_attention", &vidk::fp4_attention);
   m.def("kv_cache_write", &vidk::kv_cache_write);

@@ -77,6 +77,14 @@ def check_unpack(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
         assert_same_bits(cache, x)
 
 
+def check_all_gather(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
+    """One rank alone, which waits for itself."""
+    x = view(dtype, 2, 32, width)
+    out = torch.empty(1, *x.shape, dtype=dtype)
+    ops.all_gather_rope(on, x, ints(3), *index(32), out, 0, "")
+    assert_same_bits(out[0], host.rope_3d(x, ints(3), *index(32)))
+
+
 def check_nvfp4(on: ops.Sim, dtype: torch.dtype, width: int) -> None:
     x = view(dtype, 2, 32, width)
     for recipe in RECIPES:
@@ -124,6 +132,7 @@ def test_every_kernel(arch: str) -> None:
             check_norm_rope(on, dtype, 2, 32, width)
             check_pack(on, dtype, 2, 32, width)
             check_unpack(on, dtype, width)
+            check_all_gather(on, dtype, width)
             check_nvfp4(on, dtype, width)
         for heads in (12, 24, 40, 400):  # more and more vectors a thread
             check_norm_rope(on, dtype, heads, 128, 16)

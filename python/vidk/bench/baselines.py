@@ -193,6 +193,22 @@ def _unpack_kv_write(call: Call) -> Contender:
     return Contender(reference.unpack_kv_write_public, args, caches)
 
 
+def _all_gather_public(call: Call) -> Contender:
+    """One rank: what is gathered is a copy of the whole block, which is then rotated."""
+
+    def gathered(x: Tensor, freqs: Tensor, start: int, grid: tuple[int, int, int]) -> Tensor:
+        return reference.all_gather_rope_public(x, freqs, start, grid, 1, "")[None]
+
+    freqs = public_freqs(call.shape.head_dim, call.device)
+    return Contender(gathered, (call.args["x"], freqs, _start_frame(call), call.grid))
+
+
+def _all_gather_plain(call: Call) -> Contender:
+    (out,) = call.mutated()
+    x = call.args["x"]
+    return Contender(plain.all_gather_rope, (x, *_cos_sin(call, x.size(1)), out), (out,))
+
+
 def _attention(call: Call) -> Contender:
     """The library's attention over a slice: the plain form is the public one."""
     a = call.args
@@ -227,6 +243,7 @@ BASELINES: dict[str, Baseline] = {
     "qk_norm_rope_nvfp4_kv_write": Baseline(_fp4_kv, _fp4_kv),
     "qk_norm_rope_pack": Baseline(_pack_public, _pack_plain),
     "unpack_kv_write": Baseline(_unpack_kv_write, _unpack_kv_write),
+    "all_gather_rope": Baseline(_all_gather_public, _all_gather_plain),
     "attention": Baseline(_attention, _attention),
     "cross_attention": Baseline(_cross_attention, _cross_attention),
     "fp4_attention": Baseline(_fp4_attention, _fp4_attention),

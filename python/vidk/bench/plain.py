@@ -21,6 +21,11 @@ def rope_3d(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return pairs.flatten(-2).type_as(x)
 
 
+def all_gather_rope(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Rotate into the only chunk of a group of one rank."""
+    out.select(0, 0).copy_(rope_3d(x, cos, sin))
+
+
 def qk_norm_rope_kv_write(
     q: Tensor,
     k: Tensor,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from vidk import _native
 from vidk._native import build_info
 from vidk.ops.registry import OPS
 
@@ -21,6 +22,7 @@ _CPU_KERNELS = {
     "qk_norm_rope_kv_write": "vidk C++, {isa}",
     "qk_norm_rope_pack": "vidk C++, {isa}",
     "unpack_kv_write": "vidk C++, memcpy",
+    "all_gather_rope": "vidk C++, {isa}, and the group's all-gather",
     "attention": "ATen flash attention on the valid prefix",
     "cross_attention": "ATen flash attention, padding folded",
     "nvfp4_quantize": "vidk C++, {isa}",
@@ -33,15 +35,9 @@ _ENOUGH_S = 0.05
 def kernel(op: str, device: str) -> str | None:
     """Return what serves an op on `cpu` or `cuda`, or None if this build has nothing for it."""
     key = device.upper()
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"vidk::{op}", key):
+    if (op, key) in _native.missing:
         return None
-    # An op without a kernel has a Python function there that says so; kernels are C++.
-    registered = next(
-        line
-        for line in torch._C._dispatch_dump(f"vidk::{op}").splitlines()
-        if line.startswith(f"{key}: ")
-    )
-    if ".py:" in registered:
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"vidk::{op}", key):
         return None
     if device == "cpu":
         return _CPU_KERNELS[op].format(isa=build_info()["cpu_isa"])

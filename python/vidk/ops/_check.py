@@ -216,6 +216,11 @@ def norm_weight(op: str, arg: str, w: Tensor, x_arg: str, x: Tensor) -> None:
 def shard(op: str, height: int, width: int, token_offset: int, slice_tokens: int | None) -> None:
     """Check which of a block's tokens are there."""
     check(token_offset >= 0, op, "token_offset", f"{token_offset}", "a token index of at least 0")
+    frame_slice(op, height, width, slice_tokens)
+
+
+def frame_slice(op: str, height: int, width: int, slice_tokens: int | None) -> None:
+    """Check how many tokens of each frame are there."""
     if slice_tokens is not None:
         check(
             slice_tokens >= 1 and slice_tokens <= height * width,

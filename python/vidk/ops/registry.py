@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from vidk import reference
-from vidk.ops import attention, exchange, fp4_attention, fp4_kv, kv_cache, norm_rope, nvfp4, rope
+from vidk.ops import (
+    all_gather,
+    attention,
+    exchange,
+    fp4_attention,
+    fp4_kv,
+    kv_cache,
+    norm_rope,
+    nvfp4,
+    rope,
+)
 from vidk.rope import band_pairs, freq_table
 
 Args = tuple[tuple[Any, ...], dict[str, Any]]
@@ -167,6 +177,14 @@ def _unpack_sample(*args: Any) -> Args:
     size = (ranks, shape.batch, -(-shape.tokens // ranks), shape.heads, shape.head_dim)
     kv = (s.randn(*size), s.randn(*size))
     return (*kv, *s.caches(), s.frame_slot(), shape.frame_tokens, shape.tokens), {}
+
+
+def _all_gather_sample(*args: Any) -> Args:
+    """A group of one rank, which needs no other process."""
+    s = _Sampler(*args)
+    x = s.qkv()[0]
+    grid = (s.shape.height, s.shape.width)
+    return (x, s.frame_pos(), *s.tables(), *grid, torch.zeros_like(x)[None].contiguous(), 0, ""), {}
 
 
 def _attention_sample(*args: Any) -> Args:
@@ -360,6 +378,17 @@ OPS: dict[str, Op] = {
             cost=_kv_cache_write_cost,
             floor="read k, v + write k, v",
             mutates=("k_cache", "v_cache"),
+        ),
+        Op(
+            name="all_gather_rope",
+            family="all_gather",
+            schema=all_gather.SCHEMA,
+            function=all_gather.all_gather_rope,
+            reference=reference.all_gather_rope,
+            sample=_all_gather_sample,
+            cost=_rope_cost,
+            floor="read the rank's x + write it once to each of the P ranks (here P is 1)",
+            mutates=("out",),
         ),
         Op(
             name="attention",

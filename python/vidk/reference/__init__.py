@@ -5,6 +5,7 @@ and the op sequence of the public causal Wan code (`*_public`), which the benchm
 here imports the rest of vidk.
 """
 
+from vidk.reference.all_gather import all_gather_rope, all_gather_rope_public
 from vidk.reference.attention import (
     attention,
     attention_public,
@@ -28,6 +29,8 @@ from vidk.reference.nvfp4 import nvfp4_quantize, nvfp4_quantize_public
 from vidk.reference.rope import rope_3d, rope_3d_public
 
 __all__ = [
+    "all_gather_rope",
+    "all_gather_rope_public",
     "attention",
     "attention_public",
     "cross_attention",

@@ -18,6 +18,7 @@ std::unordered_map<std::string, Decode>& table() {
     add_float_ops();
     add_convert_ops();
     add_memory_ops();
+    add_multimem_ops();
     add_control_ops();
     add_warp_ops();
     add_barrier_ops();

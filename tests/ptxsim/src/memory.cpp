@@ -105,6 +105,17 @@ uint8_t* Memory::atomic(uint64_t at, uint32_t bytes, uint32_t align, uint32_t /*
   return reinterpret_cast<uint8_t*>(at);
 }
 
+std::vector<uint64_t> Memory::behind_multicast(uint64_t at, uint32_t bytes) const {
+  for (const Multicast& m : multicast_) {
+    if (at < m.begin || at - m.begin > m.bytes || m.bytes - (at - m.begin) < bytes) continue;
+    std::vector<uint64_t> places = m.places;
+    for (uint64_t& place : places) place += at - m.begin;
+    return places;
+  }
+  throw Fault("bounds", "multicast store of " + std::to_string(bytes) + " bytes at " + hex(at) +
+                            ", which is no multicast address");
+}
+
 bool Memory::initialised(uint64_t at, uint32_t bytes) {
   Allocation& a = find(at, bytes, 1, "load");
   if (!checks_ || a.defined) return true;

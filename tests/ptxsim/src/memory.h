@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fault.h"
@@ -30,14 +31,24 @@ struct Allocation {
   std::vector<uint64_t> read_sectors, written_sectors;  // one bit per 32 bytes
 };
 
+// An address range behind which lie ranges of several devices (NVLS).
+struct Multicast {
+  uint64_t begin = 0;
+  uint64_t bytes = 0;
+  std::vector<uint64_t> places;
+};
+
 class Memory {
  public:
   explicit Memory(bool checks) : checks_(checks) {}
   void add(Allocation a);
+  void add(Multicast m) { multicast_.push_back(std::move(m)); }
   // Checks the access of one thread of `block`, notes it, and returns the host's pointer.
   uint8_t* read(uint64_t at, uint32_t bytes, uint32_t align, uint32_t block, bool constant = false);
   uint8_t* write(uint64_t at, uint32_t bytes, uint32_t align, uint32_t block);
   uint8_t* atomic(uint64_t at, uint32_t bytes, uint32_t align, uint32_t block);
+  // Where the bytes at a multicast address lie.
+  std::vector<uint64_t> behind_multicast(uint64_t at, uint32_t bytes) const;
   // False while the bytes hold nothing but what an allocation happened to contain.
   bool initialised(uint64_t at, uint32_t bytes);
   // Host pointer without checks or notes, or null if the range is not in one allocation.
@@ -55,6 +66,7 @@ class Memory {
 
   bool checks_;
   std::vector<Allocation> all_;
+  std::vector<Multicast> multicast_;
   size_t last_ = 0;
 };
 

@@ -105,11 +105,13 @@ class Source {
     return counts;
   }
 
-  py::dict run(const std::string& entry, std::array<uint32_t, 3> grid,
-               std::array<uint32_t, 3> block, uint32_t shared_bytes, const py::bytes& params,
-               const std::vector<std::tuple<std::string, uint64_t, uint64_t, bool, bool>>& memory,
-               const std::string& policy, uint64_t seed, bool checks, bool coresident,
-               bool truncate_products, uint64_t max_instructions) {
+  py::dict run(
+      const std::string& entry, std::array<uint32_t, 3> grid, std::array<uint32_t, 3> block,
+      uint32_t shared_bytes, const py::bytes& params,
+      const std::vector<std::tuple<std::string, uint64_t, uint64_t, bool, bool>>& memory,
+      const std::string& policy, uint64_t seed, bool checks, bool coresident,
+      bool truncate_products, uint64_t max_instructions,
+      const std::vector<std::tuple<uint64_t, uint64_t, std::vector<uint64_t>>>& multicast) {
     Launch launch;
     std::copy(grid.begin(), grid.end(), launch.grid);
     std::copy(block.begin(), block.end(), launch.block);
@@ -135,6 +137,9 @@ class Source {
       allocations.push_back(std::move(a));
     }
     Machine machine(program(entry), std::move(launch), std::move(allocations));
+    for (const auto& [begin, size, places] : multicast) {
+      machine.memory.add(ptxsim::Multicast{begin, size, places});
+    }
     std::string kind, message;
     {
       py::gil_scoped_release release;
@@ -186,5 +191,5 @@ PYBIND11_MODULE(_ptxsim, m) {
       .def("run", &Source::run, py::arg("entry"), py::arg("grid"), py::arg("block"),
            py::arg("shared_bytes"), py::arg("params"), py::arg("memory"), py::arg("policy"),
            py::arg("seed"), py::arg("checks"), py::arg("coresident"), py::arg("truncate_products"),
-           py::arg("max_instructions"));
+           py::arg("max_instructions"), py::arg("multicast"));
 }

@@ -184,6 +184,7 @@ void add_integer_ops();
 void add_float_ops();
 void add_convert_ops();
 void add_memory_ops();
+void add_multimem_ops();
 void add_control_ops();
 void add_warp_ops();
 void add_barrier_ops();
