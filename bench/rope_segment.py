@@ -7,6 +7,8 @@ From a rank's tokens of q and k, projected and normalised, to its heads of all t
 - *gather, complex128*: q and k are gathered on every rank, all is rotated there as the public
   code does, and each rank cuts its heads out;
 - *gather, rope_3d*: the same with this package's RoPE, which is what a good user would write;
+- *all_gather_rope*: each rank rotates its own tokens and gets all heads of all tokens: what the
+  gather pattern needs for keys, against the two above;
 - *local*: each rank rotates its own tokens, packs them and exchanges tokens for heads.
 
 The rotation alone is timed too, without any exchange. Forms run in turn, all ranks together; a
@@ -89,10 +91,18 @@ def forms(part: Exchange, q: Tensor, k: Tensor) -> dict[str, Callable[[], Any]]:
         offset = part.layout.token_offset(GRID[0])
         return vidk.rope_3d(x, pos, time_freqs, space_freqs, *GRID[1:], token_offset=offset)
 
+    buffer = torch.empty(ranks, *q.shape, dtype=q.dtype)
+
+    def fused(x: Tensor) -> Tensor:
+        tables = (time_freqs, space_freqs, *GRID[1:])
+        vidk.all_gather_rope(x, pos, *tables, buffer, rank, part.world)
+        return buffer
+
     whole = torch.randn(1, GRID[0] * FRAME, *q.shape[2:]).to(q.dtype)
     return {
         "gather, complex128": lambda: [public(gather(x))[:, :, own].contiguous() for x in (q, k)],
         "gather, rope_3d": lambda: [ours(gather(x))[:, :, own].contiguous() for x in (q, k)],
+        "all_gather_rope": lambda: [fused(x) for x in (q, k)],
         "local": lambda: [exchange_rotated(part, local(x)) for x in (q, k)],
         "rotation of all tokens, complex128": lambda: [public(whole) for _ in (q, k)],
         "rotation of all tokens, rope_3d": lambda: [ours(whole) for _ in (q, k)],

@@ -67,6 +67,11 @@ def check_shards(golden: Golden) -> None:
             y = rotate(shards[rank : rank + 1], p["grid"], p, **shard)
             check_rotated(y[0], expected[rank], f"{name} rank {rank}", p)
             check_packed(shards[rank : rank + 1], expected[rank], f"{name} rank {rank}", p, **shard)
+            out = torch.zeros(ranks, *y.shape)
+            c = shard.get("slice_tokens")
+            local = torch.ops.vidk_local.all_gather_rope
+            local(shards[rank : rank + 1], *index(p, y.size(-1)), out, rank, c, None)
+            assert torch.equal(out[rank], y), f"{name} rank {rank}, all_gather_rope"
 
 
 def check_packed(x: Tensor, expected: Tensor, name: str, p: dict[str, Any], **shard: int) -> None:
