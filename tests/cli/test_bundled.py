@@ -123,7 +123,8 @@ def test_eval_versus_quantised_keys(capsys):
     found = json.loads(Path("a.json").read_text())
     assert (found["setup"]["kv"], found["versus"]["setup"]["kv"]) == ("plain", "nvfp4")
     assert not found["versus"]["identical"] and found["versus"]["ssim"]["mean"] > 0.95
-    assert "versus" in capsys.readouterr().out
+    assert found["versus"]["blocks"]["2"]["background"] == found["blocks"]["2"]["background"]
+    assert "versus, 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

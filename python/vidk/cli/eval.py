@@ -89,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
     }
     if other:
         theirs, _ = _frames(other, chosen, args.blocks, device, codec)
-        report["versus"] = {"setup": vars(other), **compared(frames, theirs)}
+        report["versus"] = {
+            "setup": vars(other),
+            "blocks": judged_blocks(chosen, theirs),
+            **compared(frames, theirs),
+        }
     report["seconds"] = time.perf_counter() - begin
     print(as_text(report))
     if sheet:
@@ -97,9 +101,13 @@ def run(args: argparse.Namespace) -> int:
 
         count = frames.size(1)
         columns = sorted({round(i * (count - 1) / 9) for i in range(10)})
-        rows = frames[:_SHEET_ROWS]
-        labels = [f"{c.scene.prompt}, seed {c.seed}" for c in chosen[:_SHEET_ROWS]]
-        draw_sheet(sheet, rows, [text.replace(" on ", "\non ") for text in labels], columns)
+        labels = [f"{c.scene.prompt}, seed {c.seed}".replace(" on ", "\non ") for c in chosen]
+        rows = frames
+        if other:
+            # Below each clip that of the other configuration.
+            rows = torch.stack([frames, theirs], 1).flatten(0, 1)
+            labels = [text for label in labels for text in (label, f"versus\n{args.versus}")]
+        draw_sheet(sheet, rows[:_SHEET_ROWS], labels[:_SHEET_ROWS], columns)
     if json_file:
         with values.option("--json"), atomic_path(json_file) as temp:
             temp.write_text(json.dumps(report, indent=2) + "\n")
@@ -163,6 +171,9 @@ def as_text(report: dict[str, Any]) -> str:
     shown = [b for i, b in enumerate(every) if i in (0, 1, 4, 9, 14) or b == every[-1]]
     for block in shown:
         lines.append(row(f"block {block}", report["blocks"][block]))
+    if "versus" in report:
+        for block in dict.fromkeys((every[0], every[-1])):
+            lines.append(row(f"versus, {block}", report["versus"]["blocks"][block]))
     first = report["blocks"]["1"]
     ends = [f"{key} {100 * first[key]['low']:.0f}-{100 * first[key]['high']:.0f}" for key in keys]
     lines.append(f"95 % intervals of block 1: {', '.join(ends)}")
