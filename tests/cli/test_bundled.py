@@ -12,8 +12,10 @@ from PIL import Image
 from vidk.bundled import Scene, bundled_codec
 from vidk.bundled.scenes import render, start_place, walk
 from vidk.cli import main
+from vidk.cli.values import OptionError
 from vidk.evaluate.measure import look
 from vidk.media import read_latents, read_video, write_video
+from vidk.rollout import Session
 
 pytestmark = pytest.mark.usefixtures("quick")
 FAST = ("--eager", "--threads", "1")
@@ -115,11 +117,26 @@ def test_eval(capsys):
     assert "true clips" in out and "block 2" in out and "more than repeating its last frame" in out
 
 
+def test_eval_versus_quantised_keys(capsys):
+    words = ("--pairs", 2, "--blocks", 2, "--setup", "steps=2", "--versus", "kv=nvfp4")
+    assert evaluate(*words, "--json", "a.json") == 0
+    found = json.loads(Path("a.json").read_text())
+    assert (found["setup"]["kv"], found["versus"]["setup"]["kv"]) == ("plain", "nvfp4")
+    assert not found["versus"]["identical"] and found["versus"]["ssim"]["mean"] > 0.95
+    assert found["versus"]["blocks"]["2"]["background"] == found["blocks"]["2"]["background"]
+    assert "versus, 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("--setup", "steps"), "--setup: got 'steps', expected key=value with one of the keys "),
         (("--versus", "window=2"), "--versus: got a window of 2, expected at least 6, the sink of"),
+        (
+            ("--versus", "kv=int4"),
+            "--versus: vidk.KVCache: kind: got 'int4', expected one",
+        ),
+        (("--versus", "ranks=9"), "--versus: got 9 ranks, expected 1 to 8"),
         (("--sheet", "a.gif"), "--sheet: a.gif: got suffix '.gif', expected one of .png"),
         (("--pairs", "0"), "--pairs: got 0, expected a whole number of at least 1"),
     ],
@@ -127,3 +144,21 @@ def test_eval(capsys):
 def test_eval_errors(capsys, words, sentence):
     assert evaluate(*words) == 2
     assert capsys.readouterr().err.startswith(f"vidk eval: {sentence}")
+
+
+def test_eval_refuses_what_generate_refuses(capsys, monkeypatch):
+    """The check is that of `vidk generate`, with as many ranks, before anything is generated."""
+    from vidk.cli import prepare
+
+    def refuse(args, world=None):
+        place = world and world.place
+        if place and args.kv:
+            raise OptionError(f"--kv: got {args.kv} for {place.ranks} ranks, expected none")
+        return real(args, world)
+
+    real = prepare.prepare
+    monkeypatch.setattr(prepare, "prepare", refuse)
+    monkeypatch.setattr(Session, "__init__", None)
+    assert evaluate("--pairs", 1, "--setup", "ranks=3", "--versus", "kv=fp8") == 2
+    sentence = "vidk eval: --versus: kv: got fp8 for 3 ranks, expected none\n"
+    assert capsys.readouterr().err == sentence

@@ -26,7 +26,10 @@ def test_setups():
     assert Setup.parse(base, "") == base
     found = Setup.parse(base, "dtype=bfloat16,compile=yes,window=21,shift=2.5")
     assert (found.dtype, found.compile, found.window, found.shift) == ("bfloat16", True, 21, 2.5)
-    for text in ("window", "window=x", "colour=red", "compile=maybe", "dtype=int8", "sampler=none"):
+    found = Setup.parse(base, "kv=nvfp4,recipe=accurate,ranks=2")
+    assert (found.kv, found.recipe, found.ranks) == ("nvfp4", "accurate", 2)
+    wrong = ("window", "window=x", "colour=red", "compile=maybe", "dtype=int8", "sampler=none")
+    for text in (*wrong, "kv=int4", "kv=fp8,recipe=accurate", "ranks=0", "ranks=9", "sink=-1"):
         with pytest.raises(ValueError, match=r"got .*, expected "):
             Setup.parse(base, text)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "train_bundled"))
+import export
 import train
 from clips import FARTHEST_BLOCK, STAGES, Clips, block_places, make_clips, sigmas
 from encoder import fit
@@ -145,3 +146,15 @@ def test_a_resumed_training_is_the_same_training(world, tmp_path):
     for name, param in whole.params.items():
         assert torch.equal(param, second.params[name])
         assert torch.equal(whole.ema[name], second.ema[name])
+
+
+def test_an_export_tells_all_stages_and_figures_of_its_own_weights(tmp_path):
+    early, late = ({"steps": n, "clips": 4 * n, "seconds": 0.5 * n} for n in (3, 5))
+    done = {"step": 8, "clips": 32, "seconds": 4.0, "stages": [late]}
+    assert export.all_stages(done, [early]) == [early, late]
+    with pytest.raises(SystemExit, match="got 5 steps, expected the 8 of "):
+        export.all_stages(done, [])
+    report = tmp_path / "eval.json"
+    report.write_text('{"model": {"steps": 7, "weights": "ema"}}')
+    with pytest.raises(SystemExit, match="got a report on ema weights of 7 steps, expected ema"):
+        export.measured(report, done, "ema")

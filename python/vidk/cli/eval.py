@@ -5,15 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vidk._files import atomic_path
 from vidk._version import __version__
 from vidk.bench.machine import cpu_model
-from vidk.cli import values
+from vidk.bundled.noise import BLOCK
+from vidk.cli import generate, values
 from vidk.media import check_output
+
+if TYPE_CHECKING:
+    from vidk.evaluate import Setup
 
 _SHEET_ROWS = 12
 
@@ -34,7 +38,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--setup",
         metavar="K=V,...",
         default="",
-        help="dtype, compile, window, sink, steps, shift, sampler (default: as vidk generate)",
+        help="dtype, compile (yes, no), window, sink, steps, shift, sampler, kv (plain, nvfp4, "
+        "fp8), recipe (of nvfp4), ranks (1 to 8 processes on the CPU); default: as vidk generate",
     )
     add("--versus", metavar="K=V,...", help="also run with these changes, and compare")
     add("--device", metavar="NAME", help="cpu, cuda or cuda:N")
@@ -47,30 +52,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; raise ValueError, OSError or RuntimeError for what the user can mend."""
     from vidk.bundled import bundled_codec, provenance
-    from vidk.cli.inputs import pick_device
-    from vidk.evaluate import (
-        Setup,
-        cases,
-        compared,
-        drift,
-        gains,
-        judged_blocks,
-        validated,
-    )
+    from vidk.evaluate import Setup, cases, compared, drift, gains, judged_blocks, validated
 
     with values.option("--setup"):
         setup = Setup.parse(Setup(), args.setup)
+        device = _device(setup, args.device, args.blocks)
     other = None
     if args.versus:
         with values.option("--versus"):
             other = Setup.parse(setup, args.versus)
+            _device(other, str(device), args.blocks)
     with values.option("--json"):
         json_file = check_output(args.json, (".json",)) if args.json else None
     with values.option("--sheet"):
         sheet = check_output(args.sheet, (".png",)) if args.sheet else None
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, _ = pick_device(args.device)
     begin = time.perf_counter()
     chosen = cases(args.pairs)
     codec = bundled_codec(device)
@@ -92,7 +89,11 @@ def run(args: argparse.Namespace) -> int:
     }
     if other:
         theirs, _ = _frames(other, chosen, args.blocks, device, codec)
-        report["versus"] = {"setup": vars(other), **compared(frames, theirs)}
+        report["versus"] = {
+            "setup": vars(other),
+            "blocks": judged_blocks(chosen, theirs),
+            **compared(frames, theirs),
+        }
     report["seconds"] = time.perf_counter() - begin
     print(as_text(report))
     if sheet:
@@ -100,17 +101,54 @@ def run(args: argparse.Namespace) -> int:
 
         count = frames.size(1)
         columns = sorted({round(i * (count - 1) / 9) for i in range(10)})
-        rows = frames[:_SHEET_ROWS]
-        labels = [f"{c.scene.prompt}, seed {c.seed}" for c in chosen[:_SHEET_ROWS]]
-        draw_sheet(sheet, rows, [text.replace(" on ", "\non ") for text in labels], columns)
+        labels = [f"{c.scene.prompt}, seed {c.seed}".replace(" on ", "\non ") for c in chosen]
+        rows = frames
+        if other:
+            # Below each clip that of the other configuration.
+            rows = torch.stack([frames, theirs], 1).flatten(0, 1)
+            labels = [text for label in labels for text in (label, f"versus\n{args.versus}")]
+        draw_sheet(sheet, rows[:_SHEET_ROWS], labels[:_SHEET_ROWS], columns)
     if json_file:
         with values.option("--json"), atomic_path(json_file) as temp:
             temp.write_text(json.dumps(report, indent=2) + "\n")
     return 0
 
 
+def _device(setup: Setup, name: str | None, blocks: int) -> torch.device:
+    """Return the device of a setup; raise ValueError for what `vidk generate` would refuse."""
+    from vidk.cli.main import Parser
+    from vidk.cli.prepare import prepare
+    from vidk.parallel.launch import Place, World
+
+    parser = Parser()
+    generate.add_parser(parser.add_subparsers(parser_class=Parser))
+    options = parser.parse_args(["generate"])
+    vars(options).update(vars(setup))
+    options.device = name
+    options.frames = BLOCK * blocks
+    options.kv = None if setup.kv == "plain" else setup.kv
+    options.fp4_recipe = setup.recipe if setup.kv == "nvfp4" else None
+    options.mode = "compile" if setup.compile else "eager"
+    world = None
+    if setup.ranks > 1:
+        world = World(Place(0, setup.ranks, 0, setup.ranks), options.timeout)
+    try:
+        device = prepare(options, world).device
+    except values.OptionError as error:
+        if str(error).startswith("--device"):
+            raise
+        # A setup's keys are options of `vidk generate`.
+        raise ValueError(str(error).removeprefix("--")) from error
+    if world and device.type != "cpu":
+        raise values.OptionError(
+            f"--device: got {device} for {setup.ranks} ranks, expected cpu, through which ranks of "
+            "vidk eval exchange"
+        )
+    return device
+
+
 def _frames(
-    setup: Any, chosen: Any, blocks: int, device: torch.device, codec: Any
+    setup: Setup, chosen: Any, blocks: int, device: torch.device, codec: Any
 ) -> tuple[torch.Tensor, Any]:
     from vidk.bundled import bundled_model
     from vidk.evaluate import decoded, rollouts
@@ -133,6 +171,9 @@ def as_text(report: dict[str, Any]) -> str:
     shown = [b for i, b in enumerate(every) if i in (0, 1, 4, 9, 14) or b == every[-1]]
     for block in shown:
         lines.append(row(f"block {block}", report["blocks"][block]))
+    if "versus" in report:
+        for block in dict.fromkeys((every[0], every[-1])):
+            lines.append(row(f"versus, {block}", report["versus"]["blocks"][block]))
     first = report["blocks"]["1"]
     ends = [f"{key} {100 * first[key]['low']:.0f}-{100 * first[key]['high']:.0f}" for key in keys]
     lines.append(f"95 % intervals of block 1: {', '.join(ends)}")

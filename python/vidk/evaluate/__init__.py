@@ -1,7 +1,8 @@
 """Quality of the bundled model's videos, measured in the pictures."""
 
 from vidk.evaluate.report import compared, drift, gains, judged_blocks, validated
-from vidk.evaluate.rollouts import Case, Setup, cases, decoded, rollouts
+from vidk.evaluate.rollouts import Case, cases, decoded, rollouts
+from vidk.evaluate.setup import Setup
 
 __all__ = [
     "Case",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vidk.bundled.noise import BLOCK
 from vidk.evaluate.measure import Seen, direction, look, size_fits
-from vidk.evaluate.rollouts import Case, Setup, decoded, rollouts, true_clips
+from vidk.evaluate.rollouts import Case, decoded, rollouts, true_clips
+from vidk.evaluate.setup import Setup
 from vidk.evaluate.stats import mean, psnr, share, ssim
 from vidk.models.wan import CausalWan
 from vidk.vae import Decoder

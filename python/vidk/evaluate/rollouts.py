@@ -3,71 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vidk.bundled.grammar import SLOTS, Scene, WordEncoder
 from vidk.bundled.noise import BLOCK, PlacedNoise
 from vidk.bundled.scenes import GRID, render, start_place, walk
+from vidk.evaluate.ranks import on_ranks
+from vidk.evaluate.setup import Setup
 from vidk.models.wan import CausalWan
+from vidk.parallel import choose_sharding, make_exchange
 from vidk.rollout import Schedule, Session
 from vidk.vae import Decoder
 
-DTYPES = ("float32", "bfloat16", "float16")
 # Sessions hold so many prompts: more take memory and save no time.
 _BATCH = 16
-
-
-@dataclass(frozen=True)
-class Setup:
-    """One way to run the model; two of them can be compared. Frames are latent frames."""
-
-    dtype: str = "float32"
-    compile: bool = False
-    window: int = 12
-    sink: int = 3
-    steps: int = 8
-    shift: float = 3.0
-    sampler: str = "euler"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"got dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
-        if self.window < self.sink + BLOCK:
-            raise ValueError(
-                f"got a window of {self.window}, expected at least {self.sink + BLOCK}, the sink "
-                f"of {self.sink} and a block of {BLOCK}"
-            )
-        Schedule(self.steps, shift=self.shift, sampler=self.sampler)
-
-    @classmethod
-    def parse(cls, base: Setup, text: str) -> Setup:
-        """Return `base` with the changes of `key=value,key=value`; raise ValueError."""
-        changes: dict[str, Any] = {}
-        readers: dict[str, Callable[[str], Any]] = {
-            "str": str,
-            "int": int,
-            "float": float,
-            "bool": _yes_no,
-        }
-        for part in filter(None, text.split(",")):
-            key, _, value = part.partition("=")
-            try:
-                changes[key] = readers[cls.__annotations__[key]](value)
-            except (KeyError, ValueError):
-                known = ", ".join(cls.__annotations__)
-                raise ValueError(
-                    f"got {part!r}, expected key=value with one of the keys {known}"
-                ) from None
-        return replace(base, **changes)
-
-
-def _yes_no(text: str) -> bool:
-    return {"yes": True, "no": False}[text]
 
 
 @dataclass(frozen=True)
@@ -104,7 +58,6 @@ class _EachSeed:
         return torch.cat(rows)
 
 
-@torch.no_grad()
 def rollouts(
     model: CausalWan,
     chosen: Sequence[Case],
@@ -116,11 +69,46 @@ def rollouts(
 
     Parameters
     ----------
-    model : in the dtype of the setup.
+    model : in the dtype of the setup; on the CPU for several ranks, which share its weights.
     chosen : prompts and seeds; each gets the noise that `vidk generate --seed` gives it.
     setup : how to run it.
     blocks : to generate, after `given` `[N, F, C, h, w]`, true latents to continue.
     """
+    if setup.ranks == 1:
+        return _in_this_process(model, chosen, setup, blocks, given)
+    out = torch.empty(len(chosen), BLOCK * blocks, model.config.out_channels, GRID, GRID)
+    on_ranks(setup.ranks, _on_a_rank, model, chosen, setup, blocks, given, out)
+    return out
+
+
+def _on_a_rank(
+    model: CausalWan,
+    chosen: Sequence[Case],
+    setup: Setup,
+    blocks: int,
+    given: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Take a rank's share of `rollouts`; rank 0 fills `out`."""
+    _, ph, pw = model.config.patch_size
+    sharding = choose_sharding(
+        model.config,
+        ranks=setup.ranks,
+        frame_tokens=(GRID // ph) * (GRID // pw),
+        frames=BLOCK,
+        itemsize=model.patch_embedding.weight.itemsize,
+        batch=min(len(chosen), _BATCH),
+    )
+    model.parallelize(make_exchange(sharding))
+    made = _in_this_process(model, chosen, setup, blocks, given)
+    if dist.get_rank() == 0:
+        out.copy_(made)
+
+
+@torch.no_grad()
+def _in_this_process(
+    model: CausalWan, chosen: Sequence[Case], setup: Setup, blocks: int, given: Tensor | None
+) -> Tensor:
     config = model.config
     device = model.patch_embedding.weight.device
     encoder = WordEncoder(config.text_len, config.text_dim)
@@ -141,6 +129,8 @@ def rollouts(
             sink=setup.sink,
             block_frames=BLOCK,
             schedule=Schedule(setup.steps, shift=setup.shift, sampler=setup.sampler),
+            kind=setup.kv,
+            recipe=setup.recipe,
             noise=_EachSeed([case.seed for case in part]),
             compile={"dynamic": False} if setup.compile else False,
         )
