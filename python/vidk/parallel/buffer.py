@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class GatherBuffer:
         self._memory = symmetric.empty(size, dtype=torch.uint8, device=device)
         self._memory.zero_()
         torch.cuda.synchronize(device)
-        self._handle: Any = symmetric.rendezvous(self._memory, group_name)
+        self._handle = cast(Any, symmetric.rendezvous(self._memory, group_name))
         # Addresses of whole allocations, but the multicast one, which is this tensor's.
         begin = [int(at) + self._handle.offset for at in self._handle.buffer_ptrs]
         backend = symmetric.get_backend(device)
