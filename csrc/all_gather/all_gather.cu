@@ -115,7 +115,7 @@ __device__ void all_gather_rope(const GatherParams& p) {
   const int rank = p.first_rank + local;
   const Peers peers{p.peers, p.ranks};
   // The caller's buffer is not the one that the ranks know: a copy, or another table's.
-  if (local == 0 && peers.out(rank) != p.out) __trap();
+  if (blockIdx.x == 0 && threadIdx.x == 0 && peers.out(rank) != p.out) __trap();
 
   RopeParams rope = p.rope;
   rope.x.data = const_cast<char*>(p.x[local]);
