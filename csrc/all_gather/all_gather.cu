@@ -8,11 +8,16 @@
 
 namespace vidk::all_gather {
 
-// Signals go between devices, so their scope is the system.
+// Signals go between devices, so their scope is the system. Each has one writer: no atomics, which
+// not every link between devices has.
 __device__ inline uint32_t acquire(const uint32_t* signal) {
   uint32_t value;
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(signal) : "memory");
   return value;
+}
+
+__device__ inline void release(uint32_t* signal, uint32_t value) {
+  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(signal), "r"(value) : "memory");
 }
 
 // A signal may already be a call ahead; the difference survives a wrap.
@@ -21,10 +26,13 @@ __device__ inline void wait_for(const uint32_t* signal, uint32_t call) {
   }
 }
 
+#if __CUDA_ARCH__ >= 900
+constexpr bool kHasMulticast = true;
+
 // One store that the switch repeats into every rank's memory (NVLS).
 template <int kBytes>
 __device__ inline void store_to_all(char* p, const uint32_t* w) {
-#if __CUDA_ARCH__ >= 900
+  static_assert(kBytes == 16 || kBytes == 8 || kBytes == 4);
   if constexpr (kBytes == 16) {
     asm volatile("multimem.st.weak.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w[0]),
                  "r"(w[1]), "r"(w[2]), "r"(w[3])
@@ -35,8 +43,16 @@ __device__ inline void store_to_all(char* p, const uint32_t* w) {
   } else {
     asm volatile("multimem.st.weak.global.b32 [%0], %1;" ::"l"(p), "r"(w[0]) : "memory");
   }
-#endif
 }
+#else
+constexpr bool kHasMulticast = false;
+
+template <int kBytes>
+__device__ inline void store_to_all(char*, const uint32_t*) {}
+#endif
+
+// Between accesses by a multicast address and by others to the memory behind it.
+__device__ inline void fence_alias() { asm volatile("fence.proxy.alias;" ::: "memory"); }
 
 struct Peers {
   const int64_t* table;
@@ -61,13 +77,10 @@ struct Places {
 // before it on the stream is done then. A rank's first block tells all ranks, every block waits.
 __device__ inline void wait_until_ready(const Peers& peers, int rank, bool is_first,
                                         Places& places) {
-  if (threadIdx.x == 0) places.multicast = peers.multicast();
+  if (threadIdx.x == 0) places.multicast = kHasMulticast ? peers.multicast() : nullptr;
   for (int r = threadIdx.x; r < peers.ranks; r += blockDim.x) {
     const uint32_t call = peers.call(rank);
-    if (is_first) {
-      __threadfence_system();
-      atomicExch_system(peers.signals(r) + rank, call);
-    }
+    if (is_first) release(peers.signals(r) + rank, call);
     places.out[r] = peers.out(r);
     wait_for(peers.signals(rank) + r, call);
   }
@@ -75,19 +88,22 @@ __device__ inline void wait_until_ready(const Peers& peers, int rank, bool is_fi
 
 // The last block of a rank to finish tells all ranks, and waits until all have told it: then every
 // rank's tokens are in this rank's buffer before whatever comes next on the stream.
-__device__ inline void tell_and_wait(const Peers& peers, int rank, uint32_t blocks) {
-  __threadfence_system();
+__device__ inline void tell_and_wait(const Peers& peers, int rank, uint32_t blocks,
+                                     bool by_multicast) {
+  if (by_multicast) fence_alias();
   __syncthreads();
   if (threadIdx.x != 0) return;
+  __threadfence_system();  // of all stores that this thread has learnt of at the barrier
   const int ranks = peers.ranks;
   uint32_t* const own = peers.signals(rank);
   const uint32_t call = peers.call(rank);
   if (atomicAdd(own + 2 * ranks, 1u) != blocks - 1) return;
+  __threadfence_system();
   atomicExch(own + 2 * ranks, 0u);
   atomicExch(own + 2 * ranks + 1, call);
-  __threadfence_system();
-  for (int r = 0; r < ranks; ++r) atomicExch_system(peers.signals(r) + ranks + rank, call);
+  for (int r = 0; r < ranks; ++r) release(peers.signals(r) + ranks + rank, call);
   for (int r = 0; r < ranks; ++r) wait_for(own + ranks + r, call);
+  if (by_multicast) fence_alias();
 }
 
 template <class Format, int kAccess>
@@ -98,6 +114,8 @@ __device__ void all_gather_rope(const GatherParams& p) {
   const uint32_t tile = blockIdx.x / p.local;
   const int rank = p.first_rank + local;
   const Peers peers{p.peers, p.ranks};
+  // The caller's buffer is not the one that the ranks know: a copy, or another table's.
+  if (blockIdx.x == 0 && threadIdx.x == 0 && peers.out(rank) != p.out) __trap();
 
   RopeParams rope = p.rope;
   rope.x.data = const_cast<char*>(p.x[local]);
@@ -107,14 +125,15 @@ __device__ void all_gather_rope(const GatherParams& p) {
       rope, tile, [&] { wait_until_ready(peers, rank, tile == 0, places); },
       [&](const auto& vector, char* at) {
         const int64_t offset = chunk + reinterpret_cast<int64_t>(at);
-        // The switch knows no access of 2 bytes.
-        if (kAccess > 2 && places.multicast != nullptr) {
-          using Vec = Vector<Format, kAccess>;
+        if constexpr (kAccess > 2) {  // the switch knows no access of 2 bytes
+          if (places.multicast != nullptr) {
+            using Vec = Vector<Format, kAccess>;
 #pragma unroll
-          for (int i = 0; i < Vec::kBytes; i += Vec::kStep) {
-            store_to_all<Vec::kStep>(places.multicast + offset + i, vector.word + i / 4);
+            for (int i = 0; i < Vec::kBytes; i += Vec::kStep) {
+              store_to_all<Vec::kStep>(places.multicast + offset + i, vector.word + i / 4);
+            }
+            return;
           }
-          return;
         }
         // Each rank begins with its neighbour: at any time each receives from another.
         int to = rank;
@@ -123,7 +142,7 @@ __device__ void all_gather_rope(const GatherParams& p) {
           vector.store(places.out[to] + offset);
         }
       });
-  tell_and_wait(peers, rank, gridDim.x / p.local);
+  tell_and_wait(peers, rank, gridDim.x / p.local, kAccess > 2 && places.multicast != nullptr);
 }
 
 }  // namespace vidk::all_gather

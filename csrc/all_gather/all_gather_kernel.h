@@ -23,6 +23,7 @@ constexpr int64_t gather_signals(int64_t ranks) { return 2 * ranks + 2; }
 struct GatherParams {
   RopeParams rope;       // of the first rank; `out.data` is null: an offset in a rank's chunk
   const int64_t* peers;  // on the device
+  const char* out;       // the first rank's own buffer, as its caller knows it
   int64_t offset_step;   // token_offset from one rank to the next
   int64_t chunk;         // bytes that a rank gives
   int32_t ranks;

@@ -14,6 +14,7 @@ LaunchPlan plan_all_gather_rope(const GatherPlanArgs& args, const DeviceInfo& de
   std::memcpy(&p.rope, plan.args.bytes.data(), sizeof(p.rope));
   p.rope.out.data = nullptr;  // each rank's is at its own address
   p.peers = args.peers;
+  p.out = args.chunk.data - args.first_rank * x.batch * args.chunk.batch_stride;
   p.offset_step = args.offset_step;
   p.chunk = x.batch * args.chunk.batch_stride;
   p.ranks = static_cast<int32_t>(args.ranks);

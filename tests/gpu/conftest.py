@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from vidk import _native
+
+# Ranks on streams of one GPU wait for each other, so no two may share a queue of the driver.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 
 def missing() -> str | None:

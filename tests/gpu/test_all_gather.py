@@ -83,6 +83,22 @@ def test_in_a_captured_graph() -> None:
     assert_same_bits(world.out[0][0].cpu(), rope_3d(-x, *index))
 
 
+def test_in_a_compiled_graph() -> None:
+    """Inductor hands the op the buffer itself, not a copy, which would trap."""
+    size, index = (1, 20, 2, 128), (ints(5, 6), *tables(128, 2, 10), 2, 10)
+    x = normal(torch.bfloat16)(*size)
+    there, world = (*move(*index[:3]), 2, 10), Ranks(1, size, torch.bfloat16)
+
+    @torch.compile(fullgraph=True)
+    def step(x: Tensor, out: Tensor, peers: Tensor) -> Tensor:
+        all_gather_rope(-x, *there, out, 0, "", peers=peers)
+        return out + 0
+
+    for _ in range(3):
+        result = step(x.to(DEVICE), world.out[0], world.peers)
+    assert_same_bits(result[0].cpu(), rope_3d(-x, *index))
+
+
 def test_buffer_of_one_process() -> None:
     """Symmetric memory of a group of one: the table's own address is the buffer's."""
     if dist.is_initialized():

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tests.ops.helpers import ints, normal, tables
+from tests.ops.helpers import DTYPES, dtype_id, ints, normal, tables
 from vidk import all_gather_rope, kv_cache_write, reference, rope_3d, unpack_kv_write
 from vidk.cli.report import GraphCount
 
@@ -38,9 +38,9 @@ def slice_of(ranks: int, kind: str) -> int | None:
     return -(-FRAME // ranks) if kind == "slices" else None
 
 
-def shards(ranks: int, kind: str) -> tuple[Tensor, Tensor]:
+def shards(ranks: int, kind: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Return a block `[B, F * n, H, D]` and what each rank holds of it `[P, B, S_r, H, D]`."""
-    block = normal(torch.float32, ranks, kind)(2, TOKENS, HEADS, DIM)
+    block = normal(dtype, ranks, kind)(2, TOKENS, HEADS, DIM)
     c, padding = slice_of(ranks, kind), torch.nn.functional.pad
     if c is None:
         run = -(-TOKENS // ranks)
@@ -52,17 +52,20 @@ def shards(ranks: int, kind: str) -> tuple[Tensor, Tensor]:
     return block, torch.stack([part.flatten(1, 2) for part in parts])
 
 
-def gathered(ranks: int, kind: str) -> bool | None:
+def gathered(ranks: int, kind: str, dtype: torch.dtype) -> bool | None:
     """Return whether the buffer and a cache hold what one process computes of the block."""
     name, rank = group_of(ranks), dist.get_rank()
     if rank >= ranks:
         return None
-    (block, x), c = shards(ranks, kind), slice_of(ranks, kind)
-    out, expected = torch.zeros_like(x), torch.zeros_like(x)
+    (block, x), c = shards(ranks, kind, dtype), slice_of(ranks, kind)
+    with torch.inference_mode():
+        out = torch.zeros_like(x)
+    expected = torch.zeros_like(x)
     all_gather_rope(x[rank], *where(), out, rank, name, slice_tokens=c)
     reference.all_gather_rope(x[rank], *where(), expected, rank, name, slice_tokens=c)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
-    caches = [torch.zeros(2, 4 * FRAME, HEADS, DIM) for _ in range(4)]
+    near = {"rtol": 0, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 1e-6}
+    torch.testing.assert_close(out.clone(), expected, **near)
+    caches = [torch.zeros(2, 4 * FRAME, HEADS, DIM, dtype=dtype) for _ in range(4)]
     slots = ints(3, 0, 1)
     unpack_kv_write(out, x, caches[0], caches[1], slots, FRAME, TOKENS, slice_tokens=c)
     kv_cache_write(rope_3d(block, *where()), block, caches[2], caches[3], slots, FRAME)
@@ -112,9 +115,11 @@ def refusals() -> list[str] | None:
 
 
 @every_layout
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_every_rank_has_the_block(world: Ranks, ranks: int, kind: str) -> None:
-    assert world.run(gathered, ranks, kind) == [True] * ranks
+def test_every_rank_has_the_block(world: Ranks, ranks: int, dtype: torch.dtype, kind: str) -> None:
+    """In buffers of inference mode, as models have them."""
+    assert world.run(gathered, ranks, kind, dtype) == [True] * ranks
 
 
 @pytest.mark.parametrize(

@@ -299,17 +299,22 @@ def all_gather_ranks(
     slice_tokens: int | None = None,
     defined: bool = False,
     multicast: bool = False,
+    copy: Tensor | None = None,
 ) -> None:
-    """Execute the fused AllGather + RoPE for successive ranks, all in one launch."""
+    """Execute the fused AllGather + RoPE for successive ranks, all in one launch.
+
+    `copy`: given as the first rank's buffer, which the table does not name.
+    """
     step = x[0].size(1) if slice_tokens is None else slice_tokens
     c = height * width if slice_tokens is None else slice_tokens
     offset = first_rank * step
     grid = _grid(frame_pos, time_freqs, space_freqs, height, width, offset, c)
+    own = (out[first_rank] if copy is None else copy)[first_rank]
     places = [t.data_ptr() for t in out]
     everywhere = 2**52 if multicast else 0  # no memory of this machine lies there
     peers = torch.tensor([*places, *(t.data_ptr() for t in signals), everywhere])
     plan = plans.all_gather_rope(
-        ELEMENTS[x[0].dtype], [view(t) for t in x], view(out[first_rank][0]), grid, step, len(out),
+        ELEMENTS[x[0].dtype], [view(t) for t in x], view(own), grid, step, len(out),
         first_rank, peers.data_ptr(), on.device,
     )  # fmt: skip
     tensors: dict[str, Any] = {f"x{i}": t for i, t in enumerate(x)}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.ops.helpers import DTYPES, assert_same_bits, dtype_id, ints, normal, tables
 
-from . import Fault, has_nvcc
+from . import Fault, has_nvcc, launch
 from .launch import ARCHS
 from .ops import Sim, all_gather_ranks
 
@@ -66,7 +66,7 @@ def test_every_rank_has_everything(ranks: int, kind: str, dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("dim", [128, 12, 6, 2])
 def test_one_store_for_all(dim: int, dtype: torch.dtype, arch: str) -> None:
-    """With a multicast address each vector leaves the rank once; accesses of 2 bytes know none."""
+    """With a multicast address each vector leaves the rank once."""
     world = Ranks(4, dtype, "contiguous", heads=3, dim=dim)
     sent = []
     for multicast in (True, False):
@@ -78,6 +78,33 @@ def test_one_store_for_all(dim: int, dtype: torch.dtype, arch: str) -> None:
         sent.append(on.reports[0]["global_store"]["bytes"])
     once = sum(x.nbytes for x in world.x)
     assert sent[1] - sent[0] == 3 * once
+
+
+@pytest.mark.parametrize("multicast", [False, True])
+def test_accesses_of_2_bytes(multicast: bool) -> None:
+    """Of tokens that begin in the middle of a word; the switch repeats no such stores."""
+    world = Ranks(2, torch.bfloat16, "contiguous", heads=3, dim=6)
+    odd = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in world.x]
+    world.x = odd
+    on = Sim("sm_90a", EVERYTHING)
+    world.run(on, multicast=multicast)
+    assert on.kernels == ["vidk_all_gather_rope_bf16_2B"]
+    for out in world.out:
+        assert_same_bits(out, world.rotated())
+
+
+def test_no_multicast_before_hopper() -> None:
+    world = Ranks(2, torch.bfloat16, "contiguous")
+    world.run(Sim("sm_89", EVERYTHING), multicast=True)
+    assert_same_bits(world.out[0], world.rotated())
+
+
+def test_a_buffer_that_the_table_does_not_name() -> None:
+    """As if a compiler had made a copy of it."""
+    world = Ranks(2, torch.bfloat16, "contiguous")
+    with pytest.raises(Fault) as fault:
+        world.run(Sim("sm_90a", EVERYTHING), copy=world.out[0].clone())
+    assert fault.value.kind == "trap"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
@@ -134,6 +161,18 @@ def test_a_rank_waits_for_what_the_others_store() -> None:
         assert signals.tolist()[:8] == [1, 1, 1, 1, 1, 1, 1, 0]
         assert_same_bits(out[:3], world.rotated()[:3])
         assert not out[3].any()
+
+
+def test_multicast_stores_without_a_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the multicast stores and the signal that tells of them."""
+    whole = launch.ptx_of
+    monkeypatch.setattr(
+        launch, "ptx_of", lambda *which: whole(*which).replace("fence.proxy.alias;", "")
+    )
+    world = Ranks(2, torch.bfloat16, "contiguous")
+    with pytest.raises(Fault) as fault:
+        world.run(Sim("sm_90a", EVERYTHING), multicast=True)
+    assert fault.value.kind == "multicast"
 
 
 def test_ranks_that_overlap_are_a_race() -> None:

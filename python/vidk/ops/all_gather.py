@@ -102,17 +102,18 @@ def _gather(
 ) -> None:
     """Fill the rank's own chunk, or with `peers` that of all ranks; then the collective."""
     args = (x, frame_pos, time_freqs, space_freqs, height, width, out, rank)
-    collective = peers is None and out.size(0) > 1
+    collective = peers is None and out.dim() == 5 and out.size(0) > 1
     if collective:
-        # Before anything is written: what the local kernel does not know of comes last.
-        _fake(*args, group_name, slice_tokens=slice_tokens)
-    torch.ops.vidk_local.all_gather_rope(*args, slice_tokens, peers)
-    if collective and out.numel() > 0:
-        whole = out.flatten(0, 1)
-        gathered = torch.ops._c10d_functional.all_gather_into_tensor_out(
-            out[rank], out.size(0), group_name, out=whole
-        )
-        torch.ops._c10d_functional.wait_tensor(gathered)
+        _check_group(group_name, rank, out.size(0))
+    # The views of `out` and the collective are no part of what autograd or inference mode watches.
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        torch.ops.vidk_local.all_gather_rope(*args, slice_tokens, peers)
+        if collective and out.numel() > 0:
+            whole = out.flatten(0, 1)
+            gathered = torch.ops._c10d_functional.all_gather_into_tensor_out(
+                out[rank], out.size(0), group_name, out=whole
+            )
+            torch.ops._c10d_functional.wait_tensor(gathered)
 
 
 def register() -> None:
@@ -157,7 +158,9 @@ def all_gather_rope(
     Without `peers` this is `rope_3d` into the rank's chunk of `out`, and an in-place all-gather of
     the group (gloo, NCCL). With `peers`, on GPUs that reach each other's memory, one kernel rotates
     and stores into all buffers, in which it waits until every rank has begun (so what a rank still
-    reads in `out` is safe) and until every rank has finished.
+    reads in `out` is safe) and until every rank has finished. It stores into the buffers that the
+    table names, not into a copy of `out` that a compiler may make: graphs of Inductor and captured
+    graphs hold it, `backend="aot_eager"` does not, and a call on a copy traps.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ _ALIGN = 256  # bytes
 class GatherBuffer:
     """The buffers of `all_gather_rope` on GPUs that reach each other's memory.
 
-    All ranks of the group make one at the same time, of the same size. The memory is torch's
-    symmetric memory: every rank's is mapped on every rank.
+    All ranks of the group make their buffers in the same order, of the same sizes, and give them
+    up in the same order. The memory is torch's symmetric memory: every rank's is mapped on every
+    rank. It lives as long as this object, whatever views and tables of it do.
+
+    Calls wait for each other across ranks, from the first thread block on. So all ranks make them
+    in the same order, a buffer is used on one stream, and two buffers are not used at once.
 
     Parameters
     ----------
@@ -28,7 +32,8 @@ class GatherBuffer:
     ValueError
         If the device is no GPU.
     RuntimeError
-        If the GPUs do not reach each other's memory. Use `all_gather_rope` without `peers` then.
+        If the GPUs do not reach each other's memory as `torch.distributed._symmetric_memory` does
+        it by its backend "CUDA". Use `all_gather_rope` without `peers` then.
     """
 
     def __init__(
@@ -39,7 +44,8 @@ class GatherBuffer:
         from torch._C._distributed_c10d import _resolve_process_group
         from torch.distributed import _symmetric_memory as symmetric
 
-        self._ranks = _resolve_process_group(group_name).size()
+        group = _resolve_process_group(group_name)
+        self._ranks = group.size()
         self._dtype = dtype
         elements = self._ranks * math.prod(shape)
         signals_at = -(-elements * dtype.itemsize // _ALIGN) * _ALIGN
@@ -47,12 +53,20 @@ class GatherBuffer:
         self._memory = symmetric.empty(size, dtype=torch.uint8, device=device)
         self._memory.zero_()
         torch.cuda.synchronize(device)
-        handle = symmetric.rendezvous(self._memory, group_name)
-        handle.barrier()  # all signals are zero
+        self._handle = cast(Any, symmetric.rendezvous(self._memory, group_name))
+        # Addresses of whole allocations, but the multicast one, which is this tensor's.
+        begin = [int(at) + self._handle.offset for at in self._handle.buffer_ptrs]
+        backend = symmetric.get_backend(device)
+        if backend != "CUDA" or begin[group.rank()] != self._memory.data_ptr() or 0 in begin:
+            raise RuntimeError(
+                f"GatherBuffer: device: got {device} with symmetric memory of {backend}, expected "
+                "GPUs that reach each other's memory (use all_gather_rope without peers)"
+            )
+        self._handle.barrier()  # all signals are zero
         torch.cuda.synchronize(device)
         self._elements = elements
-        begin = [int(at) for at in handle.buffer_ptrs]
-        table = [*begin, *(at + signals_at for at in begin), int(handle.multicast_ptr or 0)]
+        multicast = int(self._handle.multicast_ptr or 0)
+        table = [*begin, *(at + signals_at for at in begin), multicast]
         self.peers: Tensor = torch.tensor(table, dtype=torch.int64, device=device)
 
     def view(self, shape: tuple[int, ...]) -> Tensor:

@@ -301,6 +301,7 @@ void Warp::branch(Mask taken, int32_t target) {
 }
 
 void Warp::exit(Mask lanes) {
+  require_no_multicast(lanes);
   live &= ~lanes;
   current->mask &= ~lanes;
   ++current->pc;
@@ -310,6 +311,12 @@ void Warp::exit(Mask lanes) {
   current = nullptr;
   ++cta.progress;
   if (live == 0) cta.settle_barriers();
+}
+
+void Warp::require_no_multicast(Mask lanes) const {
+  if (lanes & multicast) {
+    throw Fault("multicast", "multicast stores without a fence.proxy.alias behind them");
+  }
 }
 
 void Warp::warn(const std::string& what) { ++cta.machine.warnings[what]; }

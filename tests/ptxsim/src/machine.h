@@ -73,6 +73,7 @@ class Warp {
   Group* current = nullptr;   // whose instruction is executing
   // Per register, what an open matrix product or load still does with it (async.h); empty: nothing.
   std::vector<uint8_t> busy;
+  Mask multicast = 0;  // lanes with multicast stores and no fence.proxy.alias since
   std::vector<uint8_t> local, local_written;  // local_bytes per lane, lane after lane
 
   // --- operands
@@ -106,6 +107,8 @@ class Warp {
   void branch(Mask taken, int32_t target);
   void exit(Mask lanes);
   void warn(const std::string& what);
+  // Faults if lanes that tell others of their stores, or end, have multicast ones without a fence.
+  void require_no_multicast(Mask lanes) const;
 };
 
 // A bar.sync barrier.

@@ -24,6 +24,7 @@ uint64_t uniform(const Warp& w, const Arg& arg, Mask active, const char* what) {
 }
 
 Flow arrive(Warp& w, const Inst& inst, Mask active) {
+  w.require_no_multicast(active);
   const int first = first_operand(inst);
   const uint64_t id = uniform(w, inst.arg(first), active, "the number of a barrier");
   if (id >= 16) throw Fault("barrier", "barrier " + std::to_string(id) + ", there are 16");

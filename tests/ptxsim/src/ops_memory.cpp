@@ -8,7 +8,7 @@ namespace ptxsim {
 namespace {
 
 // How a load or store is executed: what the decoder writes to Inst::mode.
-enum Mode { kElementBytes, kSigned, kConstant, kSpins };
+enum Mode { kElementBytes, kSigned, kConstant, kSpins, kStrong = kSpins };
 
 bool take_space(Decoder& d, Space& space) {
   if (d.take("global")) return space = Space::kGlobal, true;
@@ -31,13 +31,14 @@ void take_hints(Decoder& d) {
   d.take("L2::cache_hint");
 }
 
-// True for those that wait for another thread's write, as far as one can tell.
-bool take_semantics(Decoder& d) {
-  const bool synchronises =
-      d.choose({"volatile", "acquire", "relaxed", "release", "acq_rel", "mmio"}) >= 0;
+enum Semantics { kWeak = -1, kVolatile, kAcquire, kRelaxed, kRelease, kAcqRel, kMmio };
+
+// All but weak loads may wait for another thread's write.
+Semantics take_semantics(Decoder& d) {
+  const int semantics = d.choose({"volatile", "acquire", "relaxed", "release", "acq_rel", "mmio"});
   d.take("weak");
   d.choose({"cta", "cluster", "gpu", "sys"});
-  return synchronises;
+  return static_cast<Semantics>(semantics);
 }
 
 Class class_of(Space space, bool load) {
@@ -131,7 +132,8 @@ Flow store(Warp& w, const Inst& inst, Mask active) {
   }
   for (int l = 0; l < kLanes; ++l) {
     if (!(active >> l & 1)) continue;
-    uint8_t* to = w.store(space, l, at[l], bytes);
+    uint8_t* to =
+        inst.mode[kStrong] ? w.atomic(space, l, at[l], bytes) : w.store(space, l, at[l], bytes);
     for (int i = 0; i < inst.vector; ++i) {
       const uint64_t value = w.lane_value(inst.arg(1, i), l);
       std::memcpy(to + i * element, &value, element);
@@ -143,7 +145,7 @@ Flow store(Warp& w, const Inst& inst, Mask active) {
 
 void decode_access(Decoder& d, bool is_load) {
   Inst& inst = d.inst;
-  const bool synchronises = take_semantics(d);
+  const Semantics semantics = take_semantics(d);
   take_space(d, inst.space);
   inst.mode[kConstant] = d.take("nc");
   take_hints(d);
@@ -152,7 +154,10 @@ void decode_access(Decoder& d, bool is_load) {
   inst.type = d.type();
   inst.mode[kElementBytes] = inst.type.bits / 8u;
   inst.mode[kSigned] = inst.type.kind == 's';
-  inst.mode[kSpins] = is_load && synchronises;
+  // A strong store is a signal to other blocks, as an atomic is, and like it no race.
+  inst.mode[kSpins] =
+      is_load ? semantics != kWeak
+              : inst.space == Space::kGlobal && (semantics == kRelaxed || semantics == kRelease);
   if (inst.type.kind == 'p' || inst.mode[kElementBytes] == 0 || inst.type.bits == 128) {
     d.fail("no memory access of this type");
   }

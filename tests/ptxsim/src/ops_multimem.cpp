@@ -21,6 +21,7 @@ Flow store_to_all(Warp& w, const Inst& inst, Mask active) {
       }
     }
   }
+  w.multicast |= active;
   // It leaves the device once; the switch repeats it.
   count_global(w.cta.machine.counters.store, active, at, bytes);
   return Flow::kNext;

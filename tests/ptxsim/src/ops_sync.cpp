@@ -32,6 +32,12 @@ Flow fence_proxy_async(Warp& w, const Inst&, Mask active) {
   return Flow::kNext;
 }
 
+// Multicast addresses are aliases of the memory behind them.
+Flow fence_proxy_alias(Warp& w, const Inst&, Mask active) {
+  w.multicast &= ~active;
+  return Flow::kNext;
+}
+
 // PTX ISA 9.7.13.4. Between the threads of a block, order comes from barriers alone; fences that
 // order other blocks' accesses change no value here, because those are checked by address.
 void decode_fence(Decoder& d) {
@@ -39,9 +45,14 @@ void decode_fence(Decoder& d) {
   d.results(0);
   d.inst.execute = nothing;
   if (d.take("proxy")) {
-    if (!d.take("async")) d.fail("the only fence.proxy that is supported is .async");
-    const int space = d.choose({"global", "shared::cta", "shared::cluster"});
-    if (space != 0) d.inst.execute = fence_proxy_async;
+    if (d.take("alias")) {
+      d.inst.execute = fence_proxy_alias;
+    } else if (d.take("async")) {
+      const int space = d.choose({"global", "shared::cta", "shared::cluster"});
+      if (space != 0) d.inst.execute = fence_proxy_async;
+    } else {
+      d.fail("no fence.proxy but .alias and .async is supported");
+    }
   } else if (d.take("mbarrier_init")) {
     if (!d.take("release") || !d.take("cluster")) d.fail("no .release.cluster");
     d.inst.execute = fence_mbarrier_init;
