@@ -46,7 +46,8 @@ def test_full_size(case: Any, gpu: Any) -> None:
     # The four scales of a row are 4 bytes of every 16 of their tile.
     assert row.efficiency >= (0.88 if case.op == "fp4_attention" else 0.95)
     if OPS[case.op].family not in ATTENTIONS:
-        assert row.traffic <= 1.05
+        # Signals take some ten sectors a thread block.
+        assert row.traffic <= (1.06 if case.op == "all_gather_rope" else 1.05)
         assert row.unique <= 1.01 * case.cost.bytes
 
 
@@ -82,7 +83,10 @@ def test_float32(name: str, arch: str) -> None:
     load, store = report["global_load"], report["global_store"]
     cost = OPS[name].cost(shape, torch.float32)
     assert 32 * (load["sectors"] + store["sectors"]) <= 1.05 * cost.bytes
-    assert store["bytes"] == 32 * store["sectors"] == cost.written
+    signals = store["bytes"] - cost.written  # a word in a sector, one for each block and a few more
+    assert store["sectors"] == cost.written // 32 + signals // 4
+    blocks = shape.tokens if name == "all_gather_rope" else 0
+    assert 0 <= signals <= 4 * blocks
     assert report["local_bytes"] == 0
 
 
