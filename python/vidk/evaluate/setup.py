@@ -35,8 +35,6 @@ class Setup:
             raise ValueError(f"got dtype {self.dtype!r}, expected one of {', '.join(DTYPES)}")
         if self.sink < 0:
             raise ValueError(f"got a sink of {self.sink}, expected at least 0")
-        if self.sink < 0:
-            raise ValueError(f"got a sink of {self.sink}, expected at least 0")
         if self.window < self.sink + BLOCK:
             raise ValueError(
                 f"got a window of {self.window}, expected at least {self.sink + BLOCK}, the sink "
