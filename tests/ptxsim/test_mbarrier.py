@@ -240,7 +240,7 @@ def test_what_has_no_effect_is_accepted() -> None:
     [
         "setmaxnreg.inc.sync.aligned.u32 44;",
         "setmaxnreg.dec.sync.aligned.u32 264;",
-        "fence.proxy.alias;",
+        "fence.proxy.tensormap;",
         "fence.acq_rel;",
         "mbarrier.arrive.noComplete.shared.b64 _, [%r0], 1;",
         "mbarrier.test_wait.parity.shared::cluster.b64 %p2, [%r0], 0;",
