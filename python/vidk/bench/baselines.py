@@ -22,13 +22,15 @@ from vidk.reference.rope import token_angles
 from vidk.rope import THETA, band_pairs
 
 # Largest relative error of one token's H * D values: two roundings in a row, in units of the dtype.
-# Packed codes and their scales: a few that a compiler's own division rounds the other way.
+# Packed codes and their scales: in 16 bits a compiler rounds fewer intermediate results than the
+# op, which moves one q or k in six by a unit and with it 3 % of the codes and of the scales. Wrong
+# ones would differ by more than half.
 TOLERANCE = {
     torch.float32: 2e-5,
     torch.float16: 2e-3,
     torch.bfloat16: 1.5e-2,
-    torch.uint8: 1.5e-2,
-    torch.float8_e4m3fn: 1.5e-2,
+    torch.uint8: 0.08,
+    torch.float8_e4m3fn: 0.08,
 }
 
 # What `torch.compile` raises where it cannot generate code, for want of a C++ compiler say.
