@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing as mp
 import multiprocessing.connection
 import os
@@ -21,6 +22,7 @@ WORLD = 8
 
 
 def _serve(rank: int, ranks: int, port: int, timeout: float, pipe: Any) -> None:
+    faulthandler.enable()  # a rank that dies says where
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
@@ -67,7 +69,8 @@ class Ranks:
         try:
             ok, value = self.pipes[rank].recv()
         except EOFError:
-            return False, f"rank {rank} has died"
+            self.processes[rank].join(5)
+            return False, f"rank {rank} has died: exit code {self.processes[rank].exitcode}"
         return ok, value
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
